@@ -1,0 +1,1 @@
+"""Backends: one file for each array library, imported only when it is asked for."""

@@ -1,0 +1,64 @@
+"""NumPy: the kernels that NumPy does faster than the reference, and its backend. No autograd: see la_core.mlp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from la_core import kernels
+from la_core.errors import BackendError
+from la_core.kernels import Array
+
+
+@kernels.top_k.override("numpy")
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """Select the k-th largest value, then keep what reaches it: faster than a selection of indices."""
+    n = x.shape[1]
+    threshold = np.partition(x, n - k, axis=1)[:, n - k, None]
+    reach = x >= threshold
+    surplus = np.count_nonzero(reach, axis=1) - k
+    for i in np.flatnonzero(surplus):  # more equals at the k-th place than places: the last ones go
+        reach[i, np.flatnonzero(x[i] == threshold[i])[-surplus[i] :]] = False
+    columns = np.flatnonzero(reach).reshape(-1, k) % n
+    return np.take_along_axis(x, columns, axis=1), columns
+
+
+@kernels.segment_sum.override("numpy")
+def segment_sum(x: Array, segments: Array, n: int) -> Array:
+    """Rows sorted by segment, then summed run by run."""
+    order = np.argsort(segments, kind="stable")
+    present, starts = np.unique(segments[order], return_index=True)
+    total = np.zeros((n, x.shape[1]), dtype=x.dtype)
+    total[present] = np.add.reduceat(x[order], starts, axis=0)
+    return total
+
+
+@kernels.put_rows.override("numpy")
+def put_rows(x: Array, indices: Array, rows: Array) -> Array:
+    """In place where the array may be written."""
+    if not x.flags.writeable:
+        x = x.copy()
+    x[indices] = rows
+    return x
+
+
+@dataclass(frozen=True)
+class NumPyBackend:
+    """NumPy on the host."""
+
+    device: str | None = None
+    name: str = "numpy"
+
+    def __post_init__(self) -> None:
+        if self.device not in (None, "cpu"):
+            raise BackendError(f"the numpy backend runs on 'cpu' only; got device {self.device!r}")
+
+    def asarray(self, host: np.ndarray) -> Array:
+        return np.asarray(host)
+
+    def to_host(self, x: Array) -> np.ndarray:
+        return np.asarray(x)
+
+    def seed(self, seed: int) -> None:
+        """NumPy encoders draw nothing while they train."""

@@ -1,0 +1,102 @@
+"""The memory bank: one unit vector for every sample, a running average of its embeddings.
+
+The bank is never trained by gradient. A step reads it, then the encoder moves, then the rows of the batch are mixed
+with their new embeddings (Zhuang et al. 2019, section 3; Wu et al. 2018, section 3).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from la_core import check, kernels
+from la_core.kernels import Array
+from la_core.randomness import generator
+
+
+class State(NamedTuple):
+    """What training remembers beside the encoder. Every function takes a state and returns one; none keeps one."""
+
+    bank: Array
+    """(N, D) float32 or float64, unit rows."""
+    labels: Array | None = None
+    """(H, N) integers: the cluster of each sample in each clustering, comparable within one clustering only. A
+    negative label means none: such a sample is close to nothing in that clustering."""
+
+
+def inverse_norm(x: Array) -> Array:
+    """1 / ||row||, shape (..., 1); 0 for a row of zeros, which has no direction."""
+    xp = array_namespace(x)
+    # The floor keeps both branches of the `where` finite, so that neither value nor derivative is NaN at zero.
+    floor = xp.finfo(x.dtype).smallest_normal
+    square = xp.sum(x * x, axis=-1, keepdims=True)
+    return xp.where(square > floor, 1.0 / xp.sqrt(xp.clip(square, min=floor)), xp.zeros_like(square))
+
+
+def unit(x: Array) -> Array:
+    """Every row divided by its norm: ``(..., D) -> (..., D)``. A row of zeros stays zero, with zero gradient."""
+    return x * inverse_norm(x)
+
+
+def random_rows(n: int, dim: int, *, seed: int) -> np.ndarray:
+    """n unit vectors drawn uniformly from the sphere, float32 (n, dim), on the host."""
+    check.count("n", n)
+    check.count("dim", dim)
+    rows = generator(seed, "bank").standard_normal((n, dim), dtype=np.float32)
+    return np.asarray(unit(rows))
+
+
+def update(state: State, indices: Array, z: Array, *, mixing: float = 0.5) -> State:
+    """Mix the batch's embeddings into its bank rows: ``bank[i] <- unit((1 - mixing) bank[i] + mixing unit(z))``.
+
+    **Consumes** ``state``: write ``state = update(state, ...)`` and do not use the old one, whose bank may have been
+    written in place (a read-only NumPy bank is copied). Call it after the loss and its backward pass.
+
+    Parameters
+    ----------
+    state
+        Bank (N, D) and labels.
+    indices
+        (B,) integers, the dataset index of each row of ``z``. Rows that share an index are averaged first, so the
+        order of the batch does not matter.
+    z
+        (B, D) embeddings as the encoder gives them; made unit length here.
+    mixing
+        Weight of the new embedding, in [0, 1]. Both published codes use 0.5.
+
+    Returns
+    -------
+    State
+        Touched rows have unit length again; every other row is bit-identical. Where old and new cancel exactly, and
+        where ``z`` is zero and ``mixing`` is 1, the old row stays.
+
+    Raises
+    ------
+    ShapeError, KindError, RangeError, NotFiniteError
+        Before anything is written.
+    """
+    bank = state.bank
+    xp = check.together(bank=bank, indices=indices, z=z)
+    check.bank(bank)
+    check.embeddings(z, bank)
+    check.indices("indices", indices, (z.shape[0],), bank.shape[0])
+    check.number("mixing", mixing, 0.0, 1.0)
+
+    fresh = _mean_of_equals(unit(xp.astype(z, bank.dtype)), indices)
+    old = xp.take(bank, indices, axis=0)
+    mixed = (1.0 - mixing) * old + mixing * fresh
+    scale = inverse_norm(mixed)
+    rows = xp.where(scale > 0, mixed * scale, old)
+    return state._replace(bank=kernels.put_rows(bank, indices, rows))
+
+
+def _mean_of_equals(v: Array, indices: Array) -> Array:
+    """Rows that share an index, replaced by their mean, all by the same bits: (B, D) -> (B, D)."""
+    xp = array_namespace(v, indices)
+    same = indices[:, None] == indices[None, :]  # (B, B)
+    weight = xp.astype(same, v.dtype)
+    mean = (weight @ v) / xp.sum(weight, axis=1, keepdims=True)
+    first = xp.argmax(xp.astype(same, xp.int32), axis=1)
+    return xp.take(mean, first, axis=0)

@@ -1,0 +1,138 @@
+"""The door: arguments of the public functions are checked here, on the host, before anything is computed or changed."""
+
+from __future__ import annotations
+
+import math
+from numbers import Integral, Real
+from typing import Any
+
+from array_api_compat import array_namespace, device, is_array_api_obj
+
+from la_core import protocol
+from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
+from la_core.kernels import Array, library
+
+
+def together(**arrays: Array) -> Any:
+    """All are arrays of one library on one device. Returns their namespace; the backend's kernels are ready after it."""
+    for name, x in arrays.items():
+        if not is_array_api_obj(x):
+            raise KindError(
+                f"{name} must be an array (NumPy, PyTorch, JAX, CuPy or another Array API library); got {_a(x)}"
+            )
+    (first, like), *rest = arrays.items()
+    for name, x in rest:
+        if library(x) != library(like):
+            raise KindError(
+                f"{first} and {name} must be arrays of one library; got {_a(like)} and {_a(x)}. "
+                f"Convert one of them first"
+            )
+        if device(x) != device(like):
+            raise KindError(
+                f"{first} and {name} must be on one device; {first} is on {device(like)} and {name} on {device(x)}"
+            )
+    protocol.ready(library(like))
+    return array_namespace(like)
+
+
+def matrix(name: str, x: Array, rows: str = "N", columns: str = "D") -> None:
+    """``x`` is a real floating matrix with at least one row and one column."""
+    if x.ndim != 2 or 0 in x.shape:
+        raise ShapeError(f"{name} must have shape ({rows}, {columns}) with at least one row; got {tuple(x.shape)}")
+    if not array_namespace(x).isdtype(x.dtype, "real floating"):
+        raise KindError(f"{name} must be real floating; got dtype {x.dtype}")
+
+
+def bank(x: Array) -> None:
+    """A memory bank: (N, D) in float32 or float64."""
+    matrix("bank", x)
+    xp = array_namespace(x)
+    if x.dtype not in (xp.float32, xp.float64):
+        raise KindError(f"bank must be float32 or float64, since it holds running averages; got dtype {x.dtype}")
+
+
+def embeddings(z: Array, bank: Array) -> None:
+    """``z`` is (B, D) with the width of the bank, any real floating dtype, finite."""
+    matrix("z", z, "B")
+    if z.shape[1] != bank.shape[1]:
+        raise ShapeError(
+            f"z must have the width of the bank, (B, {bank.shape[1]}); got {tuple(z.shape)} for a bank {tuple(bank.shape)}"
+        )
+    finite("z", z)
+
+
+def finite(name: str, x: Array) -> None:
+    """No NaN and no infinity anywhere in ``x``."""
+    xp = array_namespace(x)
+    if not bool(xp.all(xp.isfinite(x))):
+        bad = xp.any(xp.reshape(~xp.isfinite(x), (x.shape[0], -1)), axis=1)
+        row = int(xp.argmax(xp.astype(bad, xp.int32)))
+        many = int(xp.sum(xp.astype(bad, xp.int32)))
+        raise NotFiniteError(
+            f"{name} must be finite; {many} of {x.shape[0]} rows hold NaN or infinity, first row {row}"
+        )
+
+
+def indices(name: str, x: Array, shape: tuple[int | None, ...], n: int) -> None:
+    """Integers in [0, n) of the given shape; ``None`` in ``shape`` is any length."""
+    _integers(name, x, shape)
+    xp = array_namespace(x)
+    if 0 in x.shape:
+        raise ShapeError(f"{name} must not be empty; got shape {tuple(x.shape)}")
+    low, high = int(xp.min(x)), int(xp.max(x))
+    if low < 0 or high >= n:
+        worst = low if low < 0 else high
+        raise RangeError(f"{name} must lie in [0, {n}), since the bank has {n} rows; got {worst}")
+
+
+def labels(x: Array, n: int) -> None:
+    """Cluster labels (H, N): one row for each clustering, as wide as the bank."""
+    _integers("labels", x, (None, None))
+    if x.shape[0] < 1 or x.shape[1] != n:
+        raise ShapeError(
+            f"labels must have shape (H, N) with H >= 1 clusterings and N = {n}, the rows of the bank; got {tuple(x.shape)}"
+        )
+
+
+def _integers(name: str, x: Array, shape: tuple[int | None, ...]) -> None:
+    fits = x.ndim == len(shape) and all(want in (None, got) for want, got in zip(shape, x.shape, strict=False))
+    if not fits:
+        wanted = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ShapeError(f"{name} must have shape ({wanted}{',' if len(shape) == 1 else ''}); got {tuple(x.shape)}")
+    if not array_namespace(x).isdtype(x.dtype, "integral"):
+        raise KindError(f"{name} must be integers; got dtype {x.dtype}")
+
+
+def count(name: str, value: object, most: int | None = None, of: str = "", least: int = 1) -> int:
+    """An integer in [least, most]."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise KindError(f"{name} must be an integer; got {value!r}")
+    if int(value) < least or (most is not None and int(value) > most):
+        limit = f"at least {least}" if most is None else f"between {least} and {most}{of and f', {of}'}"
+        raise RangeError(f"{name} must be {limit}; got {int(value)}")
+    return int(value)
+
+
+def number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
+    """A finite number in [low, high], or in (low, high] when ``open_low``."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise KindError(f"{name} must be a number; got {value!r}")
+    x = float(value)
+    if not math.isfinite(x) or x > high or x < low or (open_low and x == low):
+        limit = f"above {low:g}" if open_low else f"at least {low:g}"
+        if high < math.inf:
+            limit += f" and at most {high:g}"
+        raise RangeError(f"{name} must be finite, {limit}; got {x:g}")
+    return x
+
+
+def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """One of a few words."""
+    if value not in allowed:
+        raise RangeError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    return value
+
+
+def _a(x: object) -> str:
+    kind = type(x)
+    return f"{kind.__module__.partition('.')[0]}.{kind.__name__}"

@@ -1,0 +1,58 @@
+"""Everything la_core raises on purpose.
+
+    LaCoreError
+    ├── InputError (ValueError)      an argument cannot be used as it is
+    │   ├── ShapeError               wrong number of dimensions, or two sizes that must agree and do not
+    │   ├── KindError (TypeError)    wrong dtype, library or device
+    │   ├── RangeError               a number or an index outside what is allowed
+    │   └── NotFiniteError           NaN or infinity
+    ├── SettingsError (ValueError)   a setting that no run could use
+    ├── DataError                    an empty source, an unreadable or missing image: names the file or the index
+    ├── BackendError                 an unknown backend, or one whose library is not installed: says what to install
+    └── RunFolderError               a run folder that cannot be written, or that holds something already
+
+A message says what was expected, what came, and, where it is not plain, what to do. It is raised before any state
+changes: the bank, the labels and the arguments are what they were.
+"""
+
+from __future__ import annotations
+
+
+class LaCoreError(Exception):
+    """The root: ``except LaCoreError`` catches whatever la_core raises on purpose."""
+
+
+class InputError(LaCoreError, ValueError):
+    """An argument cannot be used as it is."""
+
+
+class ShapeError(InputError):
+    """Wrong number of dimensions, or two sizes that must agree and do not."""
+
+
+class KindError(InputError, TypeError):
+    """Wrong dtype, library or device."""
+
+
+class RangeError(InputError):
+    """A number or an index outside what is allowed."""
+
+
+class NotFiniteError(InputError):
+    """NaN or infinity where a finite number is needed."""
+
+
+class SettingsError(LaCoreError, ValueError):
+    """A setting that no run could use."""
+
+
+class DataError(LaCoreError):
+    """An empty source, an unreadable or a missing image."""
+
+
+class BackendError(LaCoreError):
+    """An unknown backend, or one whose library is not installed."""
+
+
+class RunFolderError(LaCoreError):
+    """A run folder that cannot be written, or that holds something already."""

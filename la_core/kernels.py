@@ -1,0 +1,203 @@
+"""The verbs that the Array API standard lacks, and the ones that are hot.
+
+Each is written here once in the pure standard: that version is the *reference*, the answer for a library that nobody
+has tuned, and the oracle that every faster version is tested against. A backend adds its faster version with
+``kernels.NAME.override("its library")`` when it is imported; nothing is looked up by import on the hot path.
+
+Arguments are trusted here. The public functions check them at the door.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import update_wrapper
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
+
+from array_api_compat import array_namespace, device
+from array_api_extra import one_hot
+
+Array: TypeAlias = Any
+"""An array of any Array API library. The standard has no type for it that all four libraries satisfy."""
+
+BUDGET = 64 * 2**20
+"""Bytes of temporary memory that a blocked kernel may use, unless the caller says otherwise."""
+
+CACHE = 2**20
+"""Bytes that are sure to stay in a core's cache: blocks that are read twice are kept below it."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def library(x: Array) -> str:
+    """The name of the library that ``x`` belongs to: ``"numpy"``, ``"torch"``, ``"jaxlib"``, ..."""
+    return type(x).__module__.partition(".")[0]
+
+
+class Kernel(Generic[_P, _R]):
+    """A reference in the pure standard, and a table of faster versions by library."""
+
+    def __init__(self, reference: Callable[_P, _R]) -> None:
+        self.reference = reference
+        self.overrides: dict[str, Callable[_P, _R]] = {}
+        update_wrapper(self, reference)
+
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return self.overrides.get(library(args[0]), self.reference)(*args, **kwargs)
+
+    def override(self, name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+        """Decorator: ``faster`` answers for arrays of the library ``name``."""
+
+        def register(faster: Callable[_P, _R]) -> Callable[_P, _R]:
+            self.overrides[name] = faster
+            return faster
+
+        return register
+
+
+def itemsize(x: Array) -> int:
+    """Bytes of one element of a real floating array."""
+    return int(array_namespace(x).finfo(x.dtype).bits) // 8
+
+
+def blocks(n: int, size: int) -> Iterator[slice]:
+    """Slices of at most ``size`` that cover ``range(n)``."""
+    size = max(1, min(size, n))
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+@Kernel
+def top_k(x: Array, k: int) -> tuple[Array, Array]:
+    """The k largest of every row: ``(B, n) -> values (B, k), columns (B, k)``.
+
+    Columns rise along a row. Of equal values at the k-th place the lowest columns win.
+    """
+    xp = array_namespace(x)
+    best = xp.argsort(x, axis=-1, descending=True, stable=True)[:, :k]
+    columns = xp.sort(best, axis=-1)
+    return xp.take_along_axis(x, columns, axis=-1), columns
+
+
+@Kernel
+def segment_sum(x: Array, segments: Array, n: int) -> Array:
+    """Sum of the rows of each segment: ``(R, D), (R,) in [0, n) -> (n, D)``; a segment without rows is 0."""
+    xp = array_namespace(x, segments)
+    total = xp.zeros((n, x.shape[1]), dtype=x.dtype, device=device(x))
+    for rows in blocks(x.shape[0], CACHE // (n * itemsize(x))):
+        member = one_hot(segments[rows], n, dtype=x.dtype)  # (rows, n)
+        total = total + xp.matrix_transpose(member) @ x[rows, :]
+    return total
+
+
+@Kernel
+def put_rows(x: Array, indices: Array, rows: Array) -> Array:
+    """``x`` with ``rows`` (B, D) written at ``indices`` (B,). Rows that share an index must be equal.
+
+    **May consume** ``x``: write ``x = put_rows(x, ...)`` and never look back. A read-only ``x`` is copied instead.
+    """
+    xp = array_namespace(x, indices, rows)
+    order = xp.argsort(indices, stable=True)
+    ranked = xp.take(indices, order)
+    place = xp.arange(x.shape[0], dtype=indices.dtype, device=device(x))
+    last = xp.clip(xp.searchsorted(ranked, place, side="right") - 1, min=0)
+    hit = xp.take(ranked, last) == place
+    return xp.where(hit[:, None], xp.take(rows, xp.take(order, last), axis=0), x)
+
+
+@Kernel
+def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array, Array]:
+    """The k bank rows of largest dot product: ``(B, D), (N, D) -> scores (B, k), indices (B, k)``.
+
+    The set is exact, indices rise along a row, and of equal scores at the k-th place the lowest indices win, so the
+    answer does not depend on the blocks. The (B, N) matrix is never stored whole: ``budget`` bounds the scores, the
+    copy that a selection makes of them, and the candidates. Differentiable in ``z`` where the library differentiates.
+    """
+    xp = array_namespace(z, bank)
+    per_score = 2 * itemsize(z) + 2
+    queries = budget // (per_score * max(4 * k, 1024))
+    answers = []
+    for some in blocks(z.shape[0], queries):
+        query = z[some, :]
+        scores, indices = None, None
+        for rows in blocks(bank.shape[0], budget // (per_score * query.shape[0])):
+            block = query @ xp.matrix_transpose(bank[rows, :])
+            values, columns = top_k(block, min(k, block.shape[1]))
+            columns = columns + rows.start
+            if scores is not None:
+                values = xp.concat([scores, values], axis=1)
+                columns = xp.concat([indices, columns], axis=1)
+                values, kept = top_k(values, min(k, values.shape[1]))
+                columns = xp.take_along_axis(columns, kept, axis=1)
+            scores, indices = values, columns
+        answers.append((scores, indices))
+    return xp.concat([a[0] for a in answers], axis=0), xp.concat([a[1] for a in answers], axis=0)
+
+
+@Kernel
+def assign(x: Array, centroids: Array, budget: int = CACHE) -> tuple[Array, Array]:
+    """The nearest centroid of every row, by Euclidean distance, and the square of that distance.
+
+    ``(N, D), (m, D) -> labels (N,), squares (N,)``. Of equal distances the lowest label wins. The (N, m) distances
+    are never stored whole.
+    """
+    xp = array_namespace(x, centroids)
+    columns = xp.matrix_transpose(centroids)
+    half = 0.5 * xp.vecdot(centroids, centroids)
+    labels, squares = [], []
+    for rows in blocks(x.shape[0], max(64, budget // (centroids.shape[0] * itemsize(x)))):
+        block = x[rows, :]
+        score = block @ columns - half
+        labels.append(xp.argmax(score, axis=1))
+        squares.append(xp.vecdot(block, block) - 2.0 * xp.max(score, axis=1))
+    return xp.concat(labels), xp.clip(xp.concat(squares), min=0.0)
+
+
+@Kernel
+def scores_at(z: Array, bank: Array, indices: Array) -> Array:
+    """Dot products with chosen rows: ``(B, D), (N, D), (B, k) -> (B, k)``. Differentiable in ``z``."""
+    xp = array_namespace(z, bank, indices)
+    parts = []
+    for some, rows in _gathered(bank, indices):
+        parts.append(xp.squeeze(rows @ z[some, :][:, :, None], axis=2))
+    return xp.concat(parts, axis=0)
+
+
+@Kernel
+def weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
+    """Weighted sum of chosen rows: ``(B, k), (N, D), (B, k) -> (B, D)``: the adjoint of :func:`scores_at`."""
+    xp = array_namespace(weights, bank, indices)
+    parts = []
+    for some, rows in _gathered(bank, indices):
+        parts.append(xp.squeeze(weights[some, :][:, None, :] @ rows, axis=1))
+    return xp.concat(parts, axis=0)
+
+
+def _gathered(bank: Array, indices: Array) -> Iterator[tuple[slice, Array]]:
+    """The rows named by ``indices`` (B, k), some of the batch at a time: (b, k, D), never all of (B, k, D)."""
+    xp = array_namespace(bank, indices)
+    k, dim = indices.shape[1], bank.shape[1]
+    for some in blocks(indices.shape[0], 4 * CACHE // (k * dim * itemsize(bank))):
+        flat = xp.reshape(indices[some, :], (-1,))
+        yield some, xp.reshape(xp.take(bank, flat, axis=0), (-1, k, dim))
+
+
+@Kernel
+def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET) -> tuple[Array, Array]:
+    """The softmax over all of the bank: log of its normaliser and mean row, in one pass.
+
+    ``(B, D), (N, D) -> lse (B,), mean (B, D)`` with ``s = z . bank / temperature``, ``lse = log sum exp s`` and
+    ``mean = sum_j exp(s_j - lse) bank_j``. ``lse`` is differentiable in ``z``: its derivative is ``mean / temperature``.
+    """
+    xp = array_namespace(z, bank)
+    peak = xp.full((z.shape[0], 1), -xp.inf, dtype=z.dtype, device=device(z))
+    total = xp.zeros_like(peak)
+    mean = xp.zeros_like(z)
+    for rows in blocks(bank.shape[0], budget // (3 * itemsize(z) * z.shape[0])):
+        block = bank[rows, :]
+        score = z @ xp.matrix_transpose(block) / temperature
+        higher = xp.maximum(peak, xp.max(score, axis=1, keepdims=True))
+        weight, kept = xp.exp(score - higher), xp.exp(peak - higher)
+        total = kept * total + xp.sum(weight, axis=1, keepdims=True)
+        mean = kept * mean + weight @ block
+        peak = higher
+    return xp.squeeze(peak + xp.log(total), axis=1), mean / total

@@ -1,0 +1,96 @@
+"""Background and close neighbours of a batch (Zhuang et al. 2019, section 3.1).
+
+The *background* B of an embedding are the k bank rows nearest to it as it is now. The *close* neighbours C are the
+samples that share its cluster, by the labels of its own sample at the last clustering; only C within B matters.
+"""
+
+from __future__ import annotations
+
+from array_api_compat import array_namespace
+
+from la_core import check, kernels
+from la_core.kernels import BUDGET, Array
+
+COMBINATIONS = ("union", "intersection")
+
+
+def nearest(z: Array, bank: Array, k: int, *, budget: int = BUDGET) -> tuple[Array, Array]:
+    """The k bank rows of largest dot product with each row of ``z``, exactly.
+
+    Parameters
+    ----------
+    z
+        (B, D), finite. Used as it comes: for cosines give unit rows (the set is the same either way).
+    bank
+        (N, D) float32 or float64.
+    k
+        1 to N.
+    budget
+        Bytes of temporary memory; the (B, N) matrix is never stored whole. Does not change the answer.
+
+    Returns
+    -------
+    scores, indices
+        (B, k) each, scores falling along a row, equal scores by rising index. Where scores tie at the k-th place, the
+        lowest indices are taken. ``scores`` is differentiable in ``z`` on libraries that differentiate.
+
+    Raises
+    ------
+    ShapeError, KindError, RangeError, NotFiniteError
+    """
+    xp = check.together(z=z, bank=bank)
+    check.bank(bank)
+    check.embeddings(z, bank)
+    k = check.count("k", k, bank.shape[0], "the rows of the bank")
+    check.count("budget", budget)
+    scores, indices = kernels.nearest(xp.astype(z, bank.dtype, copy=False), bank, k, budget)
+    order = xp.argsort(scores, axis=1, descending=True, stable=True)
+    return xp.take_along_axis(scores, order, axis=1), xp.take_along_axis(indices, order, axis=1)
+
+
+def close(labels: Array, indices: Array, neighbours: Array, *, combine: str = "union") -> Array:
+    """Which of the neighbours are close: in the same cluster as the sample itself.
+
+    Parameters
+    ----------
+    labels
+        (H, N) integers, one row for each clustering; negative means no cluster.
+    indices
+        (B,) dataset index of each sample.
+    neighbours
+        (B, k) bank indices, as :func:`nearest` gives them.
+    combine
+        ``"union"``: the same cluster in at least one clustering (the paper). ``"intersection"``: in every one.
+
+    Returns
+    -------
+    mask
+        (B, k) bool.
+
+    Raises
+    ------
+    ShapeError, KindError, RangeError
+    """
+    check.together(labels=labels, indices=indices, neighbours=neighbours)
+    check.labels(labels, labels.shape[-1])
+    check.indices("indices", indices, (None,), labels.shape[1])
+    check.indices("neighbours", neighbours, (indices.shape[0], None), labels.shape[1])
+    check.choice("combine", combine, COMBINATIONS)
+    return close_mask(labels, indices, neighbours, combine)
+
+
+def close_mask(labels: Array, indices: Array, neighbours: Array, combine: str) -> Array:
+    """:func:`close` for arguments that were checked already."""
+    xp = array_namespace(labels, indices, neighbours)
+    flat = xp.reshape(neighbours, (-1,))
+    mask = None
+    # Labels compare within one clustering only, so clusterings are compared one by one and then combined.
+    for h in range(labels.shape[0]):
+        mine = xp.take(labels[h, :], indices)[:, None]
+        theirs = xp.reshape(xp.take(labels[h, :], flat), neighbours.shape)
+        same = (mine == theirs) & (mine >= 0)
+        if mask is None:
+            mask = same
+        else:
+            mask = (mask | same) if combine == "union" else (mask & same)
+    return mask

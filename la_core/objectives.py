@@ -1,0 +1,332 @@
+"""What is minimised: Local Aggregation, and Instance Discrimination as its warm-up.
+
+Each objective comes twice. The plain function gives the loss of every row and is differentiable where the library
+differentiates; the ``_and_cotangent`` form gives in addition the derivative of the *mean* loss with respect to the
+encoder's output in closed form, so that a framework has to differentiate its own encoder only.
+
+With ``v = z / ||z||`` and ``s_j = v . bank_j / temperature``, Local Aggregation (Zhuang et al. 2019, equation 3) is
+
+    L = -log( P(C and B) / P(B) ) = lse_B(s) - lse_{C and B}(s)
+    dL/dv = ( E_B[bank] - E_{C and B}[bank] ) / temperature             E: softmax-weighted mean of the rows
+    dL/dz = ( dL/dv - (dL/dv . v) v ) / ||z||
+
+Everything stays in log space. The normaliser Z of the published codes cancels here, and no epsilon is added.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from array_api_compat import array_namespace
+
+from la_core import check, kernels
+from la_core.bank import State, inverse_norm, unit
+from la_core.errors import InputError, ShapeError
+from la_core.kernels import BUDGET, Array
+from la_core.neighbours import COMBINATIONS, close_mask
+
+
+class Terms(NamedTuple):
+    """One evaluation of an objective over a batch."""
+
+    loss: Array
+    """(B,) loss of each row."""
+    cotangent: Array
+    """(B, D) derivative of the mean of ``loss`` with respect to the encoder's output."""
+    n_close: Array | None = None
+    """(B,) how many close neighbours each row has within its background; a row with 0 takes no part in the gradient."""
+
+
+# Local Aggregation -----------------------------------------------------------------------------------------------
+
+
+def local_aggregation(
+    z: Array,
+    state: State,
+    indices: Array,
+    *,
+    n_background: int,
+    temperature: float,
+    combine: str = "union",
+    budget: int = BUDGET,
+) -> Array:
+    """Local Aggregation loss of each row: ``-log( P(C and B) / P(B) )``.
+
+    Parameters
+    ----------
+    z
+        (B, D) the encoder's output, not normalised; any real floating dtype, computed in the bank's.
+    state
+        Bank (N, D) with unit rows, and labels (H, N).
+    indices
+        (B,) dataset index of each row of ``z``.
+    n_background
+        k, the size of the background: 1 to N. With N the background is everything.
+    temperature
+        tau, above 0.
+    combine
+        How clusterings combine into C: ``"union"`` (the paper) or ``"intersection"``.
+    budget
+        Bytes of temporary memory for the search.
+
+    Returns
+    -------
+    loss
+        (B,) in the bank's dtype; at least 0, and 0 when C covers B. A row without any close neighbour in its
+        background has the loss ``log(n_background)``, that of one close row among k equally near ones, and zero
+        gradient.
+
+    Raises
+    ------
+    ShapeError, KindError, RangeError, NotFiniteError
+    """
+    labels = _door(z, state, indices, n_background, temperature, combine, budget)
+    v = unit(array_namespace(z).astype(z, state.bank.dtype, copy=False))
+    scores, neighbours = kernels.nearest(v, state.bank, n_background, budget)
+    mask = close_mask(labels, indices, neighbours, combine)
+    return _ratio(scores / temperature, mask)[0]
+
+
+def local_aggregation_and_cotangent(
+    z: Array,
+    state: State,
+    indices: Array,
+    *,
+    n_background: int,
+    temperature: float,
+    combine: str = "union",
+    budget: int = BUDGET,
+) -> tuple[Array, Array]:
+    """Loss of each row (B,), and the derivative of the mean loss with respect to ``z`` (B, D), in ``z``'s dtype.
+
+    Arguments and errors are those of :func:`local_aggregation`.
+    """
+    terms = local_aggregation_terms(
+        z, state, indices, n_background=n_background, temperature=temperature, combine=combine, budget=budget
+    )
+    return terms.loss, terms.cotangent
+
+
+def local_aggregation_terms(
+    z: Array,
+    state: State,
+    indices: Array,
+    *,
+    n_background: int,
+    temperature: float,
+    combine: str = "union",
+    budget: int = BUDGET,
+) -> Terms:
+    """Loss, cotangent and the number of close neighbours of each row, in one evaluation.
+
+    Arguments and errors are those of :func:`local_aggregation`.
+    """
+    labels = _door(z, state, indices, n_background, temperature, combine, budget)
+    xp = array_namespace(z)
+    bank = state.bank
+    u = xp.astype(z, bank.dtype, copy=False)
+    v = unit(u)
+    scores, neighbours = kernels.nearest(v, bank, n_background, budget)
+    mask = close_mask(labels, indices, neighbours, combine)
+    loss, weights = _ratio(scores / temperature, mask)
+    pull = kernels.weighted_rows(weights / (temperature * z.shape[0]), bank, neighbours)
+    n_close = xp.sum(xp.astype(mask, xp.int32), axis=1, dtype=xp.int32)
+    return Terms(loss, xp.astype(_through_unit(pull, u, v), z.dtype, copy=False), n_close)
+
+
+def _ratio(s: Array, mask: Array) -> tuple[Array, Array]:
+    """``lse(s) - lse(s[mask])`` for each row (B,), and its derivative with respect to ``s`` (B, k)."""
+    xp = array_namespace(s)
+    some = xp.any(mask, axis=1, keepdims=True)
+    peak = xp.max(s, axis=1, keepdims=True)
+    mass = xp.exp(s - peak)
+    total = xp.sum(mass, axis=1, keepdims=True)
+
+    # C has a peak of its own: far below B's, its mass would underflow to log(0). A row without C gets harmless
+    # numbers first and its stated value after, so that no branch of a derivative is NaN.
+    lowest = xp.min(s, axis=1, keepdims=True)
+    close_peak = xp.max(xp.where(mask, s, lowest), axis=1, keepdims=True)
+    close_mass = xp.where(mask, xp.exp(xp.where(mask, s, close_peak) - close_peak), xp.zeros_like(s))
+    close_total = xp.where(some, xp.sum(close_mass, axis=1, keepdims=True), xp.ones_like(total))
+
+    loss = (peak + xp.log(total)) - (close_peak + xp.log(close_total))
+    loss = xp.where(some, loss, xp.full_like(loss, math.log(s.shape[1])))
+    weights = xp.where(some, mass / total - close_mass / close_total, xp.zeros_like(s))
+    return xp.squeeze(loss, axis=1), weights
+
+
+def _through_unit(pull: Array, u: Array, v: Array) -> Array:
+    """dL/du from dL/dv, with ``v = u / ||u||``: ``(dL/dv - (dL/dv . v) v) / ||u||``."""
+    xp = array_namespace(pull)
+    return (pull - xp.vecdot(pull, v)[:, None] * v) * inverse_norm(u)
+
+
+def _door(
+    z: Array, state: State, indices: Array, n_background: int, temperature: float, combine: str, budget: int
+) -> Array:
+    if state.labels is None:
+        raise InputError(
+            "state.labels is None, and Local Aggregation needs labels (H, N): call la_core.cluster first, "
+            "or bring your own, and put them into State(bank, labels)"
+        )
+    check.together(z=z, bank=state.bank, labels=state.labels, indices=indices)
+    check.bank(state.bank)
+    check.labels(state.labels, state.bank.shape[0])
+    check.embeddings(z, state.bank)
+    check.indices("indices", indices, (z.shape[0],), state.bank.shape[0])
+    check.count("n_background", n_background, state.bank.shape[0], "the rows of the bank")
+    check.number("temperature", temperature, 0.0, open_low=True)
+    check.choice("combine", combine, COMBINATIONS)
+    check.count("budget", budget)
+    return state.labels
+
+
+# Instance Discrimination -----------------------------------------------------------------------------------------
+
+
+def instance_discrimination(
+    z: Array,
+    bank: Array,
+    indices: Array,
+    *,
+    temperature: float,
+    noise: Array | None = None,
+    log_z: float | None = None,
+    budget: int = BUDGET,
+) -> Array:
+    """Instance Discrimination loss of each row (Wu et al. 2018): every sample is its own class.
+
+    Without ``noise`` it is the exact softmax over the bank, ``lse_all(s) - s_i``, which is Local Aggregation with
+    C = {i} and B = everything. With ``noise`` it is noise-contrastive estimation with ``P_j = exp(s_j) / Z``:
+
+        L = -log( P_i / (P_i + K/N) ) - sum over noise j of log( (K/N) / (P_j + K/N) )
+          = softplus(a - s_i) + sum_j softplus(s_j - a)                        a = log(K/N) + log Z
+
+    Parameters
+    ----------
+    z
+        (B, D) the encoder's output, not normalised.
+    bank
+        (N, D) unit rows, float32 or float64.
+    indices
+        (B,) dataset index of each row.
+    temperature
+        tau, above 0.
+    noise
+        (B, K) bank indices drawn uniformly with replacement, for NCE.
+    log_z
+        Logarithm of the constant Z, for NCE. By default that of a uniform bank: :func:`log_normaliser`.
+    budget
+        Bytes of temporary memory for the exact form, which never stores (B, N).
+
+    Returns
+    -------
+    loss
+        (B,) in the bank's dtype.
+
+    Raises
+    ------
+    ShapeError, KindError, RangeError, NotFiniteError
+    """
+    xp = _instance_door(z, bank, indices, temperature, noise, log_z, budget)
+    v = unit(xp.astype(z, bank.dtype, copy=False))
+    own = xp.squeeze(kernels.scores_at(v, bank, indices[:, None]), axis=1) / temperature
+    if noise is None:
+        return kernels.softmax_mean(v, bank, temperature, budget)[0] - own
+    offset = _nce_offset(bank, noise, temperature, log_z)
+    others = kernels.scores_at(v, bank, noise) / temperature
+    return _softplus(offset - own) + xp.sum(_softplus(others - offset), axis=1)
+
+
+def instance_discrimination_and_cotangent(
+    z: Array,
+    bank: Array,
+    indices: Array,
+    *,
+    temperature: float,
+    noise: Array | None = None,
+    log_z: float | None = None,
+    budget: int = BUDGET,
+) -> tuple[Array, Array]:
+    """Loss of each row (B,), and the derivative of the mean loss with respect to ``z`` (B, D), in ``z``'s dtype.
+
+    Arguments and errors are those of :func:`instance_discrimination`.
+    """
+    xp = _instance_door(z, bank, indices, temperature, noise, log_z, budget)
+    u = xp.astype(z, bank.dtype, copy=False)
+    v = unit(u)
+    mine = xp.take(bank, indices, axis=0)
+    own = xp.vecdot(v, mine) / temperature
+    if noise is None:
+        lse, mean = kernels.softmax_mean(v, bank, temperature, budget)
+        loss, pull = lse - own, mean - mine
+    else:
+        offset = _nce_offset(bank, noise, temperature, log_z)
+        others = kernels.scores_at(v, bank, noise) / temperature
+        loss = _softplus(offset - own) + xp.sum(_softplus(others - offset), axis=1)
+        pull = kernels.weighted_rows(_sigmoid(others - offset), bank, noise)
+        pull = pull - _sigmoid(offset - own)[:, None] * mine
+    pull = pull / (temperature * z.shape[0])
+    return loss, xp.astype(_through_unit(pull, u, v), z.dtype, copy=False)
+
+
+def log_normaliser(n: int, dim: int, temperature: float) -> float:
+    """log Z for NCE: Z = n E[exp(cos / temperature)] over directions drawn uniformly from the sphere in ``dim``.
+
+    The expectation is ``0F1(; dim/2; 1/(4 temperature^2))``, summed here as its power series in log space. It holds
+    for any (dim, temperature), where the published codes carry one constant that is right for (128, 0.07) only.
+    """
+    check.count("n", n)
+    check.count("dim", dim)
+    check.number("temperature", temperature, 0.0, open_low=True)
+    x = 1.0 / (2.0 * temperature)
+    # Terms x^2j / (j! (dim/2)_j) rise until j (j + dim/2) = x^2, that is before j = x, and fall ever faster after.
+    terms = [
+        2 * j * math.log(x) - math.lgamma(j + 1) - math.lgamma(dim / 2 + j) + math.lgamma(dim / 2)
+        for j in range(int(3 * x) + 64)
+    ]
+    top = max(terms)
+    return math.log(n) + top + math.log(math.fsum(math.exp(t - top) for t in terms))
+
+
+def _nce_offset(bank: Array, noise: Array, temperature: float, log_z: float | None) -> float:
+    n, dim = bank.shape
+    if log_z is None:
+        log_z = log_normaliser(n, dim, temperature)
+    return math.log(noise.shape[1] / n) + log_z
+
+
+def _softplus(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.clip(x, min=0.0) + xp.log1p(xp.exp(-xp.abs(x)))
+
+
+def _sigmoid(x: Array) -> Array:
+    xp = array_namespace(x)
+    return xp.exp(-_softplus(-x))
+
+
+def _instance_door(
+    z: Array,
+    bank: Array,
+    indices: Array,
+    temperature: float,
+    noise: Array | None,
+    log_z: float | None,
+    budget: int,
+) -> Array:
+    extra = {} if noise is None else {"noise": noise}
+    xp = check.together(z=z, bank=bank, indices=indices, **extra)
+    check.bank(bank)
+    check.embeddings(z, bank)
+    check.indices("indices", indices, (z.shape[0],), bank.shape[0])
+    check.number("temperature", temperature, 0.0, open_low=True)
+    check.count("budget", budget)
+    if noise is not None:
+        check.indices("noise", noise, (z.shape[0], None), bank.shape[0])
+    elif log_z is not None:
+        raise ShapeError("log_z is for noise-contrastive estimation: give noise (B, K) with it, or leave it out")
+    if log_z is not None:
+        check.number("log_z", log_z, -math.inf)
+    return xp

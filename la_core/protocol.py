@@ -1,0 +1,107 @@
+"""What a backend and an encoder are, and how a backend is found.
+
+A backend is one file. Importing it registers its kernels (``la_core.kernels``); its class supplies arrays and the
+derivative of an encoder. Backends are found through the entry-point group ``la_core.backends``: anybody's distribution
+can add one under the name of its array library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from typing import Protocol
+
+import numpy as np
+
+from la_core.errors import BackendError
+from la_core.kernels import Array
+
+GROUP = "la_core.backends"
+
+
+class Encoder(Protocol):
+    """Maps a batch of samples to embeddings, and learns. It owns its weights and its optimizer.
+
+    ``weights`` and ``load`` carry the learnt state as plain NumPy arrays by name, so that it can be saved and moved.
+    """
+
+    dim: int
+    """D, the width of an embedding."""
+
+    def apply(self, batch: Array) -> tuple[Array, Array]:
+        """Embeddings (B, D) and the features of the layer before them (B, F), for evaluation: nothing is learnt."""
+        ...
+
+    def pullback(self, batch: Array) -> tuple[Array, Callable[[Array], None]]:
+        """Embeddings (B, D) in training mode, and ``back(dL/dz)``, which makes the gradients that ``step`` takes."""
+        ...
+
+    def step(self, learning_rate: float) -> None:
+        """Move the weights by the gradients of the last ``back``."""
+        ...
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """A copy of what was learnt, by name."""
+        ...
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`weights` gave."""
+        ...
+
+
+class Backend(Protocol):
+    """An array library at work on one device."""
+
+    name: str
+
+    def asarray(self, host: np.ndarray) -> Array:
+        """A host array as an array of this library on this device; floats keep their width."""
+        ...
+
+    def to_host(self, x: Array) -> np.ndarray:
+        """The numbers of ``x`` as a NumPy array."""
+        ...
+
+    def seed(self, seed: int) -> None:
+        """Seed whatever the library itself draws inside an encoder (dropout). The algorithm draws nothing there."""
+        ...
+
+
+def backend(name: str, device: str | None = None) -> Backend:
+    """The backend of that name, on a device in the library's own words (``"cpu"``, ``"cuda:0"``).
+
+    Raises
+    ------
+    BackendError
+        No backend of that name, or its library cannot be imported: says what to install.
+    """
+    found = _entry_points()
+    if name not in found:
+        hint = get_close_matches(name, found, n=1)
+        raise BackendError(
+            f"there is no backend {name!r}; there are {', '.join(sorted(found))}"
+            + (f". Did you mean {hint[0]!r}?" if hint else "")
+        )
+    try:
+        make = found[name].load()
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"backend {name!r} needs the package {error.name!r}, which is not installed: pip install 'la-core[{name}]'"
+        ) from None
+    made: Backend = make(device=device)
+    return made
+
+
+@cache
+def ready(library: str) -> None:
+    """Have the kernels of the backend named after an array's library registered, if there is such a backend."""
+    entry = _entry_points().get({"jaxlib": "jax"}.get(library, library))
+    if entry is not None:
+        entry.load()
+
+
+@cache
+def _entry_points() -> dict[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
