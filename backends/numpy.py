@@ -55,9 +55,11 @@ class NumPyBackend:
             raise BackendError(f"the numpy backend runs on 'cpu' only; got device {self.device!r}")
 
     def asarray(self, host: np.ndarray) -> Array:
-        return np.asarray(host)
+        """A copy of ``host``: the bank is written in place, and the caller's array must not be."""
+        return np.array(host)
 
     def to_host(self, x: Array) -> np.ndarray:
+        """The array itself."""
         return np.asarray(x)
 
     def seed(self, seed: int) -> None:

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from la_core import bank, clusters, kernels, objectives
+from la_core import kernels, objectives
+from la_core.bank import State, random_rows, update
+from la_core.clusters import Clustering, cluster
 from la_core.errors import BackendError, KindError, ShapeError
 
 _P = ParamSpec("_P")
@@ -74,43 +76,49 @@ def put_rows(x: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
 
 @kernels.weighted_rows.override("torch")
 @_full_precision
-def weighted_rows(weights: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
     """One fused gather and sum: (B, k, D) is never built."""
-    return functional.embedding_bag(indices, rows, per_sample_weights=weights, mode="sum")
+    total: Tensor = functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
+    return total
+
+
+def _apply(function: Any, *args: Any) -> Any:
+    """``function.apply``, which PyTorch leaves untyped."""
+    return function.apply(*args)
 
 
 class _Nearest(torch.autograd.Function):
     """The search itself has no derivative; the scores it finds have one, and it is a weighted sum of the rows found."""
 
     @staticmethod
-    def forward(ctx: Any, z: Tensor, rows: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
-        scores, indices = kernels.nearest.reference(z, rows, k, budget)
-        ctx.save_for_backward(rows, indices)
+    def forward(ctx: Any, z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
+        scores, indices = kernels.nearest.reference(z, bank, k, budget)
+        ctx.save_for_backward(bank, indices)
         ctx.mark_non_differentiable(indices)
         return scores, indices
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, indices = ctx.saved_tensors
-        return weighted_rows(grads[0], rows, indices), None, None, None
+        bank, indices = ctx.saved_tensors
+        return weighted_rows(grads[0], bank, indices), None, None, None
 
 
 class _ScoresAt(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, indices)
-        return kernels.scores_at.reference(z, rows, indices)
+    def forward(ctx: Any, z: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(bank, indices)
+        return kernels.scores_at.reference(z, bank, indices)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        rows, indices = ctx.saved_tensors
-        return weighted_rows(grads[0], rows, indices), None, None
+        bank, indices = ctx.saved_tensors
+        return weighted_rows(grads[0], bank, indices), None, None
 
 
 class _SoftmaxMean(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, z: Tensor, rows: Tensor, temperature: float, budget: int) -> tuple[Tensor, Tensor]:
-        lse, mean = kernels.softmax_mean.reference(z, rows, temperature, budget)
+    def forward(ctx: Any, z: Tensor, bank: Tensor, temperature: float, budget: int) -> tuple[Tensor, Tensor]:
+        lse, mean = kernels.softmax_mean.reference(z, bank, temperature, budget)
         ctx.save_for_backward(mean)
         ctx.mark_non_differentiable(mean)
         ctx.temperature = temperature
@@ -124,25 +132,25 @@ class _SoftmaxMean(torch.autograd.Function):
 
 @kernels.nearest.override("torch")
 @_full_precision
-def nearest(z: Tensor, rows: Tensor, k: int, budget: int = kernels.BUDGET) -> tuple[Tensor, Tensor]:
+def nearest(z: Tensor, bank: Tensor, k: int, budget: int = kernels.BUDGET) -> tuple[Tensor, Tensor]:
     """The blocked search of the reference, differentiable in ``z``."""
-    scores, indices = _Nearest.apply(z, rows, k, budget)
+    scores, indices = _apply(_Nearest, z, bank, k, budget)
     return scores, indices
 
 
 @kernels.scores_at.override("torch")
 @_full_precision
-def scores_at(z: Tensor, rows: Tensor, indices: Tensor) -> Tensor:
+def scores_at(z: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
     """The reference, with a derivative that gathers again instead of keeping (B, k, D)."""
-    scores: Tensor = _ScoresAt.apply(z, rows, indices)
+    scores: Tensor = _apply(_ScoresAt, z, bank, indices)
     return scores
 
 
 @kernels.softmax_mean.override("torch")
 @_full_precision
-def softmax_mean(z: Tensor, rows: Tensor, temperature: float, budget: int = kernels.BUDGET) -> tuple[Tensor, Tensor]:
+def softmax_mean(z: Tensor, bank: Tensor, temperature: float, budget: int = kernels.BUDGET) -> tuple[Tensor, Tensor]:
     """The one pass of the reference, with a derivative that needs no second one."""
-    lse, mean = _SoftmaxMean.apply(z, rows, temperature, budget)
+    lse, mean = _apply(_SoftmaxMean, z, bank, temperature, budget)
     return lse, mean
 
 
@@ -352,23 +360,21 @@ class LocalAggregation(nn.Module):
         self.combine = combine
         self.n_close: Tensor | None = None
         """(B,) close neighbours of each row of the last batch, within its background; None during the warm-up."""
-        self.register_buffer("bank", torch.from_numpy(bank.random_rows(n_samples, dim, seed=seed)))
+        self.register_buffer("bank", torch.from_numpy(random_rows(n_samples, dim, seed=seed)))
         self.register_buffer("labels", torch.zeros((0, n_samples), dtype=torch.int32))
 
     @torch.no_grad()
     def cluster(
         self, *, n_clusters: int | Sequence[int], n_clusterings: int = 3, seed: int = 0, n_iter: int = 20
-    ) -> clusters.Clustering:
+    ) -> Clustering:
         """Cluster the bank and use the labels from now on. Once an epoch is the paper's habit."""
-        result = clusters.cluster(
-            self.bank, n_clusters=n_clusters, n_clusterings=n_clusterings, seed=seed, n_iter=n_iter
-        )
+        result = cluster(self.bank, n_clusters=n_clusters, n_clusterings=n_clusterings, seed=seed, n_iter=n_iter)
         self.labels = result.labels
         return result
 
     def forward(self, z: Tensor, indices: Tensor) -> Tensor:
         """Mean loss of the batch: embeddings (B, D) as the model gives them, dataset indices (B,) -> scalar."""
-        loss: Tensor = _Criterion.apply(z, indices.to(z.device), self)
+        loss: Tensor = _apply(_Criterion, z, indices.to(z.device), self)
         return loss
 
     def _terms(self, z: Tensor, indices: Tensor) -> objectives.Terms:
@@ -378,7 +384,7 @@ class LocalAggregation(nn.Module):
             )
         return objectives.local_aggregation_terms(
             z,
-            bank.State(self.bank, self.labels),
+            State(self.bank, self.labels),
             indices,
             n_background=self.n_background,
             temperature=self.temperature,
@@ -418,6 +424,6 @@ class _Criterion(torch.autograd.Function):
         if ctx.pending is not None:
             criterion, z, indices = ctx.pending
             ctx.pending = None
-            state = bank.State(criterion.bank)
-            criterion.bank = bank.update(state, indices, z, mixing=criterion.mixing).bank
+            state = State(criterion.bank)
+            criterion.bank = update(state, indices, z, mixing=criterion.mixing).bank
         return (grads[0] * cotangent).to(cotangent.dtype), None, None

@@ -41,7 +41,7 @@ def unit(x: Array) -> Array:
 
 
 def random_rows(n: int, dim: int, *, seed: int) -> np.ndarray:
-    """n unit vectors drawn uniformly from the sphere, float32 (n, dim), on the host."""
+    """Unit vectors drawn uniformly from the sphere, float32 (n, dim), on the host."""
     check.count("n", n)
     check.count("dim", dim)
     rows = generator(seed, "bank").standard_normal((n, dim), dtype=np.float32)

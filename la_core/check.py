@@ -14,7 +14,7 @@ from la_core.kernels import Array, library
 
 
 def together(**arrays: Array) -> Any:
-    """All are arrays of one library on one device. Returns their namespace; the backend's kernels are ready after it."""
+    """All are arrays of one library on one device. Returns their namespace, with the backend's kernels ready."""
     for name, x in arrays.items():
         if not is_array_api_obj(x):
             raise KindError(
@@ -56,7 +56,8 @@ def embeddings(z: Array, bank: Array) -> None:
     matrix("z", z, "B")
     if z.shape[1] != bank.shape[1]:
         raise ShapeError(
-            f"z must have the width of the bank, (B, {bank.shape[1]}); got {tuple(z.shape)} for a bank {tuple(bank.shape)}"
+            f"z must have the width of the bank, (B, {bank.shape[1]}); "
+            f"got {tuple(z.shape)} for a bank {tuple(bank.shape)}"
         )
     finite("z", z)
 
@@ -90,7 +91,8 @@ def labels(x: Array, n: int) -> None:
     _integers("labels", x, (None, None))
     if x.shape[0] < 1 or x.shape[1] != n:
         raise ShapeError(
-            f"labels must have shape (H, N) with H >= 1 clusterings and N = {n}, the rows of the bank; got {tuple(x.shape)}"
+            f"labels must have shape (H, N) with H >= 1 clusterings and N = {n}, the rows of the bank; "
+            f"got {tuple(x.shape)}"
         )
 
 

@@ -43,6 +43,7 @@ class Kernel(Generic[_P, _R]):
         update_wrapper(self, reference)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """The fastest version for the library of the first argument."""
         return self.overrides.get(library(args[0]), self.reference)(*args, **kwargs)
 
     def override(self, name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
@@ -186,7 +187,8 @@ def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET
     """The softmax over all of the bank: log of its normaliser and mean row, in one pass.
 
     ``(B, D), (N, D) -> lse (B,), mean (B, D)`` with ``s = z . bank / temperature``, ``lse = log sum exp s`` and
-    ``mean = sum_j exp(s_j - lse) bank_j``. ``lse`` is differentiable in ``z``: its derivative is ``mean / temperature``.
+    ``mean = sum_j exp(s_j - lse) bank_j``. ``lse`` is differentiable in ``z``; the derivative is
+    ``mean / temperature``.
     """
     xp = array_namespace(z, bank)
     peak = xp.full((z.shape[0], 1), -xp.inf, dtype=z.dtype, device=device(z))

@@ -6,6 +6,9 @@ samples that share its cluster, by the labels of its own sample at the last clus
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import and_, or_
+
 from array_api_compat import array_namespace
 
 from la_core import check, kernels
@@ -83,14 +86,10 @@ def close_mask(labels: Array, indices: Array, neighbours: Array, combine: str) -
     """:func:`close` for arguments that were checked already."""
     xp = array_namespace(labels, indices, neighbours)
     flat = xp.reshape(neighbours, (-1,))
-    mask = None
-    # Labels compare within one clustering only, so clusterings are compared one by one and then combined.
+    # Labels compare within one clustering only: compare clustering by clustering, then combine.
+    agreements = []
     for h in range(labels.shape[0]):
         mine = xp.take(labels[h, :], indices)[:, None]
         theirs = xp.reshape(xp.take(labels[h, :], flat), neighbours.shape)
-        same = (mine == theirs) & (mine >= 0)
-        if mask is None:
-            mask = same
-        else:
-            mask = (mask | same) if combine == "union" else (mask & same)
-    return mask
+        agreements.append((mine == theirs) & (mine >= 0))
+    return reduce(or_ if combine == "union" else and_, agreements)

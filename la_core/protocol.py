@@ -57,7 +57,7 @@ class Backend(Protocol):
     name: str
 
     def asarray(self, host: np.ndarray) -> Array:
-        """A host array as an array of this library on this device; floats keep their width."""
+        """A copy of a host array on this device, of the same dtype."""
         ...
 
     def to_host(self, x: Array) -> np.ndarray:
