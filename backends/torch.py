@@ -14,12 +14,14 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from la_core import kernels, objectives
 from la_core.bank import State, random_rows, update
 from la_core.clusters import Clustering, cluster
-from la_core.errors import BackendError, KindError, ShapeError
+from la_core.errors import BackendError, KindError, NotFiniteError, ShapeError
+from la_core.settings import Settings
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -49,6 +51,8 @@ def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     threshold = torch.topk(x, k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     reach = x >= threshold
     flat = reach.nonzero()
+    if bool(threshold.isnan().any()):  # NaN ranks highest, and nothing reaches it
+        raise NotFiniteError("the bank must be finite; a score against it is NaN")
     if flat.shape[0] > x.shape[0] * k:  # more equals at the k-th place than places: the last ones go
         surplus = reach.sum(dim=1) - k
         for i in surplus.nonzero()[:, 0].tolist():
@@ -107,7 +111,8 @@ class _ScoresAt(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
         ctx.save_for_backward(bank, indices)
-        return kernels.scores_at.reference(z, bank, indices)
+        scores: Tensor = kernels.scores_at.reference(z, bank, indices)
+        return scores
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
@@ -125,6 +130,7 @@ class _SoftmaxMean(torch.autograd.Function):
         return lse, mean
 
     @staticmethod
+    @once_differentiable  # the mean row is a constant here
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (mean,) = ctx.saved_tensors
         return grads[0][:, None] * mean / ctx.temperature, None, None, None
@@ -207,6 +213,14 @@ def parameter_groups(module: nn.Module, weight_decay: float = 1e-4) -> list[dict
         group.extend(p for p in part.parameters(recurse=False) if p.requires_grad)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def make_optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer that the settings describe, without weight decay on normalisation layers."""
+    groups = parameter_groups(module, settings.weight_decay)
+    if settings.optimizer == "adam":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
 
 
 class TorchEncoder:
@@ -411,14 +425,17 @@ class _Criterion(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, indices: Tensor, criterion: LocalAggregation) -> Tensor:
-        terms = criterion._terms(z, indices)
+        # Half precision is left before the cotangent, so that a loss scaler's factor meets it in full.
+        terms = criterion._terms(z.to(criterion.bank.dtype), indices)
         criterion.n_close = terms.n_close
+        ctx.dtype = z.dtype
         ctx.save_for_backward(terms.cotangent)
         ctx.pending = (criterion, z.detach(), indices) if criterion.training else None
         loss: Tensor = terms.loss.mean()
         return loss
 
     @staticmethod
+    @once_differentiable  # the cotangent is a constant here
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (cotangent,) = ctx.saved_tensors
         if ctx.pending is not None:
@@ -426,4 +443,4 @@ class _Criterion(torch.autograd.Function):
             ctx.pending = None
             state = State(criterion.bank)
             criterion.bank = update(state, indices, z, mixing=criterion.mixing).bank
-        return (grads[0] * cotangent).to(cotangent.dtype), None, None
+        return (grads[0] * cotangent).to(ctx.dtype), None, None

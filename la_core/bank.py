@@ -36,7 +36,11 @@ def inverse_norm(x: Array) -> Array:
 
 
 def unit(x: Array) -> Array:
-    """Every row divided by its norm: ``(..., D) -> (..., D)``. A row of zeros stays zero, with zero gradient."""
+    """Every row divided by its norm: ``(..., D) -> (..., D)``.
+
+    A row of zeros stays zero, with zero gradient. So does a row whose squared norm the dtype cannot hold: in float32,
+    a norm below 1e-19 or above 1e19.
+    """
     return x * inverse_norm(x)
 
 
@@ -82,7 +86,7 @@ def update(state: State, indices: Array, z: Array, *, mixing: float = 0.5) -> St
     check.bank(bank)
     check.embeddings(z, bank)
     check.indices("indices", indices, (z.shape[0],), bank.shape[0])
-    check.number("mixing", mixing, 0.0, 1.0)
+    mixing = check.number("mixing", mixing, 0.0, 1.0)
 
     fresh = _mean_of_equals(unit(xp.astype(z, bank.dtype)), indices)
     old = xp.take(bank, indices, axis=0)
@@ -96,7 +100,6 @@ def _mean_of_equals(v: Array, indices: Array) -> Array:
     """Rows that share an index, replaced by their mean, all by the same bits: (B, D) -> (B, D)."""
     xp = array_namespace(v, indices)
     same = indices[:, None] == indices[None, :]  # (B, B)
-    weight = xp.astype(same, v.dtype)
-    mean = (weight @ v) / xp.sum(weight, axis=1, keepdims=True)
     first = xp.argmax(xp.astype(same, xp.int32), axis=1)
-    return xp.take(mean, first, axis=0)
+    count = xp.sum(xp.astype(same, v.dtype), axis=1, keepdims=True)
+    return xp.take(kernels.segment_sum(v, first, v.shape[0]), first, axis=0) / count

@@ -78,6 +78,8 @@ def indices(name: str, x: Array, shape: tuple[int | None, ...], n: int) -> None:
     """Integers in [0, n) of the given shape; ``None`` in ``shape`` is any length."""
     _integers(name, x, shape)
     xp = array_namespace(x)
+    if x.dtype not in (xp.int32, xp.int64):
+        raise KindError(f"{name} must be int32 or int64; got dtype {x.dtype}")
     if 0 in x.shape:
         raise ShapeError(f"{name} must not be empty; got shape {tuple(x.shape)}")
     low, high = int(xp.min(x)), int(xp.max(x))

@@ -7,7 +7,7 @@ than 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -71,15 +71,14 @@ def cluster(
     xp = check.together(bank=bank)
     check.bank(bank)
     check.finite("bank", bank)
-    check.count("n_clusterings", n_clusterings)
-    check.count("n_iter", n_iter)
-    check.count("seed", seed, least=0)
-    check.number("tolerance", tolerance, 0.0)
-    sizes = [n_clusters] * n_clusterings if isinstance(n_clusters, int) else list(n_clusters)
+    n_clusterings = check.count("n_clusterings", n_clusterings)
+    n_iter = check.count("n_iter", n_iter)
+    seed = check.count("seed", seed, least=0)
+    tolerance = check.number("tolerance", tolerance, 0.0)
+    sizes = list(n_clusters) if isinstance(n_clusters, Iterable) else [n_clusters] * n_clusterings
     if len(sizes) != n_clusterings:
         raise RangeError(f"n_clusters must be one number or {n_clusterings}, one for each clustering; got {len(sizes)}")
-    for m in sizes:
-        check.count("n_clusters", m, bank.shape[0], "the rows of the bank")
+    sizes = [check.count("n_clusters", m, bank.shape[0], "the rows of the bank") for m in sizes]
 
     runs = [lloyd(bank, m, generator(seed, "clusters", h), n_iter, tolerance) for h, m in enumerate(sizes)]
     return Clustering(

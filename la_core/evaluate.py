@@ -1,13 +1,51 @@
-"""How good embeddings are: weighted nearest-neighbour classification, the running measure of a run."""
+"""What an encoder makes of samples, and how good that is: weighted nearest-neighbour classification."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
+import numpy as np
 from array_api_compat import array_namespace, device
 
 from la_core import check, kernels
 from la_core.bank import unit
-from la_core.errors import RangeError, ShapeError
+from la_core.data import Samples, View, load
+from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
 from la_core.kernels import BUDGET, Array
+from la_core.protocol import Backend, Encoder
+
+
+class Embedded(NamedTuple):
+    """Samples as an encoder sees them, on the host, in order of their index."""
+
+    embeddings: np.ndarray
+    """(N, D), not normalised."""
+    features: np.ndarray
+    """(N, F), the layer before."""
+
+
+def embed(
+    encoder: Encoder, backend: Backend, data: Samples, view: View, batch_size: int = 256, dtype: str = "float32"
+) -> Embedded:
+    """Embeddings and features of the evaluation view of every sample.
+
+    Raises
+    ------
+    NotFiniteError
+        The encoder gives NaN or infinity: names the first such sample.
+    """
+    parts = []
+    for rows in kernels.blocks(len(data), batch_size):
+        batch = load(data, range(rows.start, rows.stop), view, None).astype(dtype, copy=False)
+        z, features = encoder.apply(backend.asarray(batch))
+        parts.append((backend.to_host(z), backend.to_host(features)))
+    embedded = Embedded(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+    bad = np.flatnonzero(~np.isfinite(embedded.embeddings).all(axis=1))
+    if bad.size:
+        raise NotFiniteError(
+            f"the encoder gives NaN or infinity for {bad.size} of {len(data)} samples, first for sample {bad[0]}"
+        )
+    return embedded
 
 
 def knn(
@@ -58,11 +96,13 @@ def knn(
     n = embeddings.shape[0]
     if labels.shape != (n,):
         raise ShapeError(f"labels must have shape ({n},), one class for each embedding; got {tuple(labels.shape)}")
+    if not xp.isdtype(labels.dtype, "integral"):
+        raise KindError(f"labels must be integers; got dtype {labels.dtype}")
     if int(xp.min(labels)) < 0:
         raise RangeError(f"labels must be at least 0; got {int(xp.min(labels))}")
     spare = 0 if own is None else 1
-    check.count("k", k, n - spare, "the embeddings that may vote")
-    check.number("temperature", temperature, 0.0, open_low=True)
+    k = check.count("k", k, n - spare, "the embeddings that may vote")
+    temperature = check.number("temperature", temperature, 0.0, open_low=True)
     check.count("budget", budget)
     if own is not None:
         check.indices("own", own, (queries.shape[0],), n)
@@ -78,14 +118,6 @@ def knn(
             votes = _without(votes, scores, neighbours == own[some][:, None])
         predicted.append(xp.argmax(_tally(votes, neighbours, labels, classes), axis=1))
     return xp.astype(xp.concat(predicted), labels.dtype, copy=False)
-
-
-def accuracy(predicted: Array, labels: Array) -> float:
-    """Share of equal entries, in [0, 1]."""
-    xp = check.together(predicted=predicted, labels=labels)
-    if predicted.shape != labels.shape:
-        raise ShapeError(f"predicted and labels must have one shape; got {predicted.shape} and {labels.shape}")
-    return float(xp.mean(xp.astype(predicted == labels, xp.float32)))
 
 
 def _without(votes: Array, scores: Array, mine: Array) -> Array:

@@ -82,6 +82,7 @@ def local_aggregation(
     ShapeError, KindError, RangeError, NotFiniteError
     """
     labels = _door(z, state, indices, n_background, temperature, combine, budget)
+    n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
     v = unit(array_namespace(z).astype(z, state.bank.dtype, copy=False))
     scores, neighbours = kernels.nearest(v, state.bank, n_background, budget)
     mask = close_mask(labels, indices, neighbours, combine)
@@ -123,6 +124,7 @@ def local_aggregation_terms(
     Arguments and errors are those of :func:`local_aggregation`.
     """
     labels = _door(z, state, indices, n_background, temperature, combine, budget)
+    n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
     xp = array_namespace(z)
     bank = state.bank
     u = xp.astype(z, bank.dtype, copy=False)
@@ -159,7 +161,7 @@ def _ratio(s: Array, mask: Array) -> tuple[Array, Array]:
 def _through_unit(pull: Array, u: Array, v: Array) -> Array:
     """dL/du from dL/dv, with ``v = u / ||u||``: ``(dL/dv - (dL/dv . v) v) / ||u||``."""
     xp = array_namespace(pull)
-    return (pull - xp.vecdot(pull, v)[:, None] * v) * inverse_norm(u)
+    return (pull - xp.sum(pull * v, axis=1, keepdims=True) * v) * inverse_norm(u)
 
 
 def _door(
@@ -230,6 +232,7 @@ def instance_discrimination(
     ShapeError, KindError, RangeError, NotFiniteError
     """
     xp = _instance_door(z, bank, indices, temperature, noise, log_z, budget)
+    temperature = float(temperature)
     v = unit(xp.astype(z, bank.dtype, copy=False))
     own = xp.squeeze(kernels.scores_at(v, bank, indices[:, None]), axis=1) / temperature
     if noise is None:
@@ -254,10 +257,11 @@ def instance_discrimination_and_cotangent(
     Arguments and errors are those of :func:`instance_discrimination`.
     """
     xp = _instance_door(z, bank, indices, temperature, noise, log_z, budget)
+    temperature = float(temperature)
     u = xp.astype(z, bank.dtype, copy=False)
     v = unit(u)
     mine = xp.take(bank, indices, axis=0)
-    own = xp.vecdot(v, mine) / temperature
+    own = xp.sum(v * mine, axis=1) / temperature
     if noise is None:
         lse, mean = kernels.softmax_mean(v, bank, temperature, budget)
         loss, pull = lse - own, mean - mine
@@ -294,7 +298,7 @@ def _nce_offset(bank: Array, noise: Array, temperature: float, log_z: float | No
     n, dim = bank.shape
     if log_z is None:
         log_z = log_normaliser(n, dim, temperature)
-    return math.log(noise.shape[1] / n) + log_z
+    return math.log(noise.shape[1] / n) + float(log_z)
 
 
 def _softplus(x: Array) -> Array:

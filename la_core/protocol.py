@@ -27,9 +27,6 @@ class Encoder(Protocol):
     ``weights`` and ``load`` carry the learnt state as plain NumPy arrays by name, so that it can be saved and moved.
     """
 
-    dim: int
-    """D, the width of an embedding."""
-
     def apply(self, batch: Array) -> tuple[Array, Array]:
         """Embeddings (B, D) and the features of the layer before them (B, F), for evaluation: nothing is learnt."""
         ...

@@ -1,0 +1,55 @@
+# Everything runs in .venv, which is made on first use and renewed when pyproject.toml or constraints.txt change.
+
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+MYPY := ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo demo-quick test lint types tests wheel clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
+		printf 'make %-12s %s\n' "$$name" "$$what"; done
+
+venv: $(READY)  ## make .venv: la-core (editable), PyTorch, and the tools
+
+# pip itself first: it reads dependency groups from 25.1 on. No build isolation: setuptools comes from constraints.txt.
+$(READY): pyproject.toml constraints.txt
+	@echo 'Setting up .venv (a minute or so)'
+	@rm -f $@
+	@$(PYTHON) -m venv .venv
+	@$(PIP) --upgrade pip setuptools
+	@$(PIP) --no-build-isolation -e '.[torch,demo]' --group test --group lint --group build
+	@touch $@
+
+demo: $(READY)  ## learn embeddings of handwritten digits, and draw what was learnt
+	$(BIN)/python examples/train_torch.py
+
+demo-quick: $(READY)  ## the same in little time, to see that it runs
+	$(BIN)/python examples/train_torch.py --quick
+
+test: lint types tests  ## lint, types and tests: all that must pass before a commit
+
+lint: $(READY)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not follow an editable install that maps folders, so it sees the packages laid out as a wheel has them.
+types: $(READY)  ## mypy, strict, on the package and the examples
+	@rm -rf build/types && mkdir -p build/types
+	@cp -Rp la_core build/types/la_core
+	@cp -Rp backends build/types/la_core/backends
+	cd build/types && $(MYPY) -p la_core
+	cd build/types && MYPYPATH=. $(MYPY) ../../examples/*.py
+
+tests: $(READY)  ## pytest
+	$(BIN)/pytest
+
+wheel: $(READY)  ## sdist and wheel, in dist/
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove what make has made, .venv too
+	rm -rf .venv build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,42 @@
+"""Local Aggregation of images with PyTorch: ``python examples/train_torch.py`` (``--help`` tells the options).
+
+Your own network: add a function below that takes the backend, the settings and the shape of a view, and returns a
+``TorchEncoder``.
+"""
+
+import math
+import sys
+
+import torch
+from la_core.backends.torch import TorchBackend, TorchEncoder, make_optimizer
+from la_core.backends.torch_encoders import SmallCNN, mlp
+
+from la_core import job
+from la_core.digits import SETTINGS
+from la_core.protocol import Backend
+from la_core.settings import Settings
+
+DIM = 64
+
+
+def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:
+    """Four convolutions."""
+    torch.manual_seed(settings.seed)
+    return encoder(SmallCNN(shape[0], DIM, width=16), backend, settings)
+
+
+def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:
+    """Two hidden layers."""
+    torch.manual_seed(settings.seed)
+    return encoder(mlp((math.prod(shape), 512, 256, DIM)), backend, settings)
+
+
+def encoder(module: torch.nn.Module, backend: Backend, settings: Settings) -> TorchEncoder:
+    """A module on the backend's device, with the optimizer of the settings."""
+    assert isinstance(backend, TorchBackend)
+    module = module.to(backend.device)
+    return TorchEncoder(module, make_optimizer(module, settings), device=backend.device)
+
+
+if __name__ == "__main__":
+    sys.exit(job.main("torch", {"cnn": cnn, "mlp": perceptron}, SETTINGS))

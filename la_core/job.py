@@ -1,0 +1,223 @@
+"""The main job of the examples, the same for every framework: read the options and the data, run, show a table.
+
+An example supplies its name and its encoders; everything else is here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from la_core import evaluate, report
+from la_core.bank import unit
+from la_core.data import ImageView, Samples, load, load_npz, samples
+from la_core.errors import LaCoreError
+from la_core.neighbours import nearest
+from la_core.progress import Callback
+from la_core.protocol import Backend, Encoder, backend
+from la_core.randomness import generator
+from la_core.settings import Settings
+from la_core.train import Run, train
+
+MakeEncoder = Callable[[Backend, Settings, tuple[int, ...]], Encoder]
+"""From the backend, the settings and the shape of a view (C, H, W), an encoder."""
+
+TEST_SHARE = 0.2
+
+
+def main(
+    framework: str,
+    encoders: Mapping[str, MakeEncoder],
+    settings: Settings,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Run the job from the command line. The first encoder is the default. Returns the exit status."""
+    options = _parser(framework, encoders, settings).parse_args(argv)
+    try:
+        _Job(framework, encoders[options.encoder], settings, options).run()
+    except LaCoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; what was learnt so far is in {options.out}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser(framework: str, encoders: Mapping[str, MakeEncoder], settings: Settings) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=f"Local Aggregation of images with {framework}. Without options: handwritten digits, each "
+        "somewhere on a larger canvas; prints how well the nearest neighbours of an image tell its class.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--data", metavar="PATH", help="a folder of images (first-level subfolders are classes), or an .npz with "
+        "'images' (N, H, W[, C]) uint8 and, if there are any, 'labels', 'test_images', 'test_labels'; "
+        "by default the digits")  # fmt: skip
+    add("--size", type=int, default=64, help="side in pixels to which images of --data are resized")
+    add("--encoder", choices=sorted(encoders), default=next(iter(encoders)), help="network to train from nothing")
+    add("--epochs", type=int, default=settings.epochs, help="epochs in all; the warm-up keeps its share of them")
+    add("--device", help="device in the framework's own words, such as cpu or cuda:0")
+    add("--seed", type=int, default=settings.seed, help="the one seed of the run")
+    add("--out", metavar="FOLDER", help="a new folder for the run; by default the next free one under runs/")
+    add("--quick", action="store_true", help="a twentieth of the epochs, to see that everything runs")
+    return parser
+
+
+@dataclass
+class _Job:
+    framework: str
+    make_encoder: MakeEncoder
+    defaults: Settings
+    options: argparse.Namespace
+
+    def run(self) -> None:
+        options = self.options
+        library = backend(self.framework, options.device)
+        own = options.data is not None
+        train_set, test_set, view = _own(options.data, options.size, options.seed) if own else _digits()
+        settings = self._settings().resolved(len(train_set))
+        options.out = Path(options.out) if options.out else _free_folder(f"{options.encoder}-{self.framework}")
+        shape = load(train_set, [0], view, None).shape[1:]
+
+        print(f"{len(train_set)} training samples, {0 if test_set is None else len(test_set)} test samples")
+        print(f"{options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
+        print(settings, flush=True)
+        encoder = self.make_encoder(library, settings, shape)
+        table = _Table(train_set, test_set, view, settings)
+        run = train(
+            train_set,
+            encoder,
+            backend=library,
+            settings=settings,
+            view=view,
+            test=test_set,
+            folder=options.out,
+            callbacks=[table],
+        )
+        if table.rows:
+            print(f"\n{table}\n")
+            (options.out / "table.txt").write_text(f"{table}\n")
+            (options.out / "table.json").write_text(json.dumps(table.rows, indent=2) + "\n")
+            _gallery(run, table, options.out / "neighbours.png")
+        else:
+            print("\nthe classes are not known, so there is no accuracy to show")
+        lines = {name: row[0] for name, row in table.rows.items() if row[0] is not None and name in table.baselines}
+        report.curves(options.out, lines)
+        print(f"settings, metrics, embeddings, weights and pictures are in {options.out}")
+
+    def _settings(self) -> Settings:
+        options = self.options
+        epochs = max(2, options.epochs // 20) if options.quick else options.epochs
+        share = self.defaults.warmup_epochs / self.defaults.epochs
+        return replace(self.defaults, seed=options.seed, epochs=epochs, warmup_epochs=round(share * epochs))
+
+
+class _Table(Callback):
+    """Weighted-kNN accuracy on the test samples: raw pixels, then the encoder before, between and after."""
+
+    baselines = ("raw pixels", "untrained encoder")
+
+    def __init__(self, data: Samples, test: Samples | None, view: ImageView, settings: Settings) -> None:
+        self.data, self.test, self.view, self.settings = data, test, view, settings
+        self.known = test is not None and test.classes is not None and data.classes is not None
+        self.rows: dict[str, tuple[float | None, float | None]] = {}
+        """Accuracy of the embedding and of the layer before it, by name."""
+
+    def pixels(self, data: Samples) -> np.ndarray:
+        """Evaluation views as one sees them, in [0, 1]: (N, H, W, C)."""
+        plain = replace(self.view, mean=(0.0,), std=(1.0,))
+        return load(data, range(len(data)), plain, None).transpose(0, 2, 3, 1)
+
+    def accuracy(self, rows: np.ndarray, queries: np.ndarray) -> float:
+        """On the host, by the protocol of the settings."""
+        assert self.test is not None
+        assert self.settings.knn_k is not None
+        predicted = evaluate.knn(
+            rows.reshape(len(rows), -1),
+            self.data.classes,
+            queries.reshape(len(queries), -1),
+            k=self.settings.knn_k,
+            temperature=self.settings.knn_temperature,
+        )
+        return float((predicted == self.test.classes).mean())
+
+    def on_start(self, run: Run) -> None:
+        """The two rows that nothing was learnt for."""
+        if self.known and self.test is not None:
+            self.rows["raw pixels"] = (self.accuracy(self.pixels(self.data), self.pixels(self.test)), None)
+            self._add("untrained encoder", run)
+
+    def on_phase_end(self, run: Run) -> None:
+        """One more row."""
+        if self.known:
+            self._add(f"after {run.phase}", run)
+
+    def _add(self, name: str, run: Run) -> None:
+        here, there = run.embed(), run.embed(self.test)
+        self.rows[name] = (
+            self.accuracy(here.embeddings, there.embeddings),
+            self.accuracy(here.features, there.features),
+        )
+
+    def __str__(self) -> str:
+        s = self.settings
+        test = 0 if self.test is None else len(self.test)
+        lines = [
+            f"weighted kNN accuracy, k = {s.knn_k}, temperature {s.knn_temperature}: {test} test samples against "
+            f"{len(self.data)} training samples,",
+            "both embedded by the encoder as it stands, from evaluation views",
+            "",
+            f"{'':<26}{'embedding':>12}{'layer before':>15}",
+        ]
+        for name, (embedding, features) in self.rows.items():
+            before = "-" if features is None else f"{features:.1%}"
+            lines.append(f"{name:<26}{embedding:>12.1%}{before:>15}")
+        return "\n".join(lines)
+
+
+def _digits() -> tuple[Samples, Samples, ImageView]:
+    from la_core.digits import VIEW, placed_digits
+
+    return (*placed_digits(), VIEW)
+
+
+def _own(path: str, size: int, seed: int) -> tuple[Samples, Samples | None, ImageView]:
+    """The user's images; where classes are known and no test set comes with them, a part is held out."""
+    data, test = load_npz(path) if path.endswith(".npz") else (samples(path), None)
+    if test is None and data.classes is not None:
+        order = generator(seed, "split").permutation(len(data))
+        n_test = round(TEST_SHARE * len(data))
+        data, test = data.part(order[n_test:]), data.part(order[:n_test])
+    return data, test, ImageView(size=size)
+
+
+def _gallery(run: Run, table: _Table, path: Path) -> None:
+    """Test samples with their nearest training samples, by pixels and by embedding."""
+    if run.test is None or run.test.classes is None or run.data.classes is None:
+        return
+    # One query of each class, as far as there is room: the first of each.
+    chosen = np.unique(run.test.classes, return_index=True)[1][:8]
+    train_pixels, test_pixels = table.pixels(run.data), table.pixels(run.test)
+    found = {}
+    for name, rows, queries in (
+        ("raw pixels", train_pixels, test_pixels),
+        ("Local Aggregation", run.embed().embeddings, run.embed(run.test).embeddings),
+    ):
+        flat, asked = rows.reshape(len(rows), -1), queries.reshape(len(queries), -1)[chosen]
+        _, indices = nearest(unit(asked), unit(flat), min(7, len(rows)))
+        found[name] = (indices, run.data.classes[indices] == run.test.classes[chosen, None])
+    report.neighbours(path, train_pixels, test_pixels[chosen], found)
+
+
+def _free_folder(name: str) -> Path:
+    number = 1
+    while (path := Path("runs") / f"{name}-{number}").exists():
+        number += 1
+    return path

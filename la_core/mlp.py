@@ -1,0 +1,98 @@
+"""A multilayer perceptron differentiated by hand: the encoder of array libraries that do not differentiate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from la_core.kernels import Array
+from la_core.protocol import Backend
+from la_core.randomness import generator
+from la_core.settings import Settings
+
+
+class MLP:
+    """``x -> relu(x W + b) -> ... -> x W + b``, with the optimizer of the settings.
+
+    Parameters
+    ----------
+    backend
+        Where the weights live.
+    sizes
+        Widths from the input F to the embedding D, for example ``(1024, 512, 128)``. A batch is flattened to (B, F).
+    settings
+        Seed, dtype, optimizer, momentum and weight decay, which is on everything: there are no normalisation layers.
+    """
+
+    def __init__(self, backend: Backend, sizes: Sequence[int], settings: Settings) -> None:
+        self._backend, self._settings = backend, settings
+        rng = generator(settings.seed, "mlp")
+        self._parameters: dict[str, Array] = {}
+        for i, (rows, columns) in enumerate(pairwise(sizes)):
+            gain = 1.0 if i == len(sizes) - 2 else 2.0  # a ReLU halves what passes
+            weight = np.sqrt(gain / rows) * rng.standard_normal((rows, columns))
+            self._parameters[f"{i}.weight"] = backend.asarray(weight.astype(settings.dtype))
+            self._parameters[f"{i}.bias"] = backend.asarray(np.zeros(columns, settings.dtype))
+        self._depth = len(sizes) - 1
+        self._gradients: dict[str, Array] = {}
+        self._moments = {name: (0.0 * p, 0.0 * p) for name, p in self._parameters.items()}
+        self._steps = 0
+
+    def _forward(self, batch: Array) -> list[Array]:
+        """What goes into each layer and, last, what comes out."""
+        xp = array_namespace(batch)
+        passed = [xp.reshape(batch, (batch.shape[0], -1))]
+        for i in range(self._depth):
+            x = passed[-1] @ self._parameters[f"{i}.weight"] + self._parameters[f"{i}.bias"]
+            passed.append(x if i == self._depth - 1 else xp.clip(x, min=0.0))
+        return passed
+
+    def apply(self, batch: Array) -> tuple[Array, Array]:
+        """Embeddings (B, D), and the layer before them."""
+        passed = self._forward(batch)
+        return passed[-1], passed[-2]
+
+    def pullback(self, batch: Array) -> tuple[Array, Callable[[Array], None]]:
+        """Embeddings, and the chain rule back through every layer."""
+        passed = self._forward(batch)
+
+        def back(cotangent: Array) -> None:
+            xp = array_namespace(cotangent)
+            for i in reversed(range(self._depth)):
+                x = passed[i]
+                self._gradients[f"{i}.weight"] = xp.matrix_transpose(x) @ cotangent
+                self._gradients[f"{i}.bias"] = xp.sum(cotangent, axis=0)
+                if i:  # through the product, then through the ReLU that made x: open where x is above zero
+                    cotangent = cotangent @ xp.matrix_transpose(self._parameters[f"{i}.weight"])
+                    cotangent = cotangent * xp.astype(x > 0, x.dtype)
+
+        return passed[-1], back
+
+    def step(self, learning_rate: float) -> None:
+        """SGD with momentum, or Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+        decay, momentum = self._settings.weight_decay, self._settings.momentum
+        self._steps += 1
+        for name, gradient in self._gradients.items():
+            xp = array_namespace(gradient)
+            weights, (first, second) = self._parameters[name], self._moments[name]
+            if self._settings.optimizer == "sgd":
+                first = momentum * first + gradient + decay * weights
+                move = first
+            else:
+                first = 0.9 * first + 0.1 * gradient
+                second = 0.999 * second + 0.001 * gradient * gradient
+                spread = xp.sqrt(second / (1 - 0.999**self._steps)) + 1e-8
+                move = first / (1 - 0.9**self._steps) / spread + decay * weights
+            self._parameters[name] = weights - learning_rate * move
+            self._moments[name] = (first, second)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """A copy of the weights, named ``0.weight``, ``0.bias``, ``1.weight``, ..."""
+        return {name: np.array(self._backend.to_host(p)) for name, p in self._parameters.items()}
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over weights by name."""
+        self._parameters = {name: self._backend.asarray(weights[name]) for name in self._parameters}

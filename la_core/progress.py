@@ -1,0 +1,76 @@
+"""How a run shows itself in a terminal: a callback, like any other."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from la_core.train import Run
+
+
+class Callback:
+    """What a run calls as it goes. Override what you need; to stop a run, raise ``KeyboardInterrupt``."""
+
+    def on_start(self, run: Run) -> None:
+        """The bank is filled; no step has been made."""
+
+    def on_step(self, run: Run, loss: float) -> None:
+        """A batch was learnt and its bank rows were updated."""
+
+    def on_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        """An epoch ended; ``record`` is the line of metrics."""
+
+    def on_phase_end(self, run: Run) -> None:
+        """``run.phase`` ended: the warm-up, or Local Aggregation."""
+
+    def on_end(self, run: Run) -> None:
+        """The run is over, in whatever way: see ``run.status``."""
+
+
+class Progress(Callback):
+    """A live bar with throughput and time to go, by tqdm; into a file, or without tqdm, one line for each epoch."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._began = 0.0
+        self._last = ""
+
+    def on_start(self, run: Run) -> None:
+        """Open the bar."""
+        self._began = time.perf_counter()
+        if not sys.stderr.isatty():
+            return
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        total = run.settings.epochs * len(run.data)
+        self._bar = tqdm(total=total, unit=" samples", unit_scale=True, dynamic_ncols=True, file=sys.stderr)
+
+    def on_step(self, run: Run, loss: float) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.set_description_str(f"{run.phase}, epoch {run.epoch + 1}/{run.settings.epochs}", refresh=False)
+            self._bar.set_postfix_str(f"loss {loss:.3f}{self._last}", refresh=False)
+            self._bar.update(run.last_batch)
+
+    def on_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        """Show the running measure."""
+        self._last = f", kNN {record['knn']:.1%}" if "knn" in record else self._last
+        if self._bar is None:
+            done = run.epoch + 1
+            passed = time.perf_counter() - self._began
+            to_go = passed / done * (run.settings.epochs - done)
+            print(
+                f"{run.phase}, epoch {done}/{run.settings.epochs}: loss {record['loss']:.3f}{self._last}, "
+                f"{done * len(run.data) / passed:.0f} samples/s, {to_go:.0f} s to go",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def on_end(self, run: Run) -> None:
+        """Close the bar."""
+        if self._bar is not None:
+            self._bar.close()

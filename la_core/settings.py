@@ -1,0 +1,177 @@
+"""Every hyper-parameter of a run, in one frozen record that is printed, saved, and loaded again."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from la_core.errors import SettingsError
+from la_core.neighbours import COMBINATIONS
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """A run of ``la_core.train``. ``None`` means: chosen from the number of samples, and shown (:meth:`resolved`).
+
+    The defaults are those of the published codes for ImageNet, save for what depends on the number of samples.
+    """
+
+    seed: int = 0
+    """The one seed. Every draw of the run follows from it."""
+    dtype: str = "float32"
+    """Of the bank and of the batches: ``"float32"`` or ``"float64"``."""
+
+    epochs: int = 200
+    """All epochs, the warm-up included."""
+    warmup_epochs: int = 10
+    """Epochs of Instance Discrimination before the first clustering."""
+    batch_size: int = 128
+
+    optimizer: str = "sgd"
+    """``"sgd"`` with ``momentum``, or ``"adam"`` with decoupled weight decay."""
+    learning_rate: float = 0.03
+    schedule: str = "step"
+    """``"step"``: a tenth at each of ``drops``; ``"cosine"``: half a cosine wave down to 0; ``"constant"``."""
+    drops: tuple[float, ...] = (160, 190)
+    """Epochs at which ``"step"`` lowers the learning rate."""
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    """The paper's lambda as an optimizer takes it, (lambda/2) ||w||^2; never on the bank or on normalisation layers."""
+
+    temperature: float = 0.07
+    mixing: float = 0.5
+    """Weight of the new embedding in the bank update."""
+    bank_start: str = "encoder"
+    """``"encoder"``: one pass of the untrained encoder; ``"random"``: random unit rows."""
+
+    warmup: str = "exact"
+    """``"exact"``: softmax over the whole bank; ``"nce"``: ``n_noise`` noise samples for each row."""
+    n_noise: int = 4096
+
+    n_background: int | None = None
+    """k. By default 4096, for fewer than 262 144 samples one in 64, though at least 64."""
+    n_clusters: int | tuple[int, ...] | None = None
+    """m, or one for each clustering. By default one cluster for each 40 samples."""
+    n_clusterings: int = 3
+    n_iter: int = 20
+    """Most k-means iterations."""
+    combine: str = "union"
+    recluster_every: int = 1
+    recluster_unit: str = "epochs"
+    """``"epochs"`` or ``"steps"``, counted from the first step of Local Aggregation."""
+
+    knn_every: int = 1
+    """Epochs between two runs of the running measure; 0 for never."""
+    knn_k: int | None = None
+    """By default 200, or a tenth of the samples if that is less."""
+    knn_temperature: float = 0.07
+
+    budget: int = 64 * 2**20
+    """Bytes of temporary memory of a search."""
+
+    def __post_init__(self) -> None:
+        for name, least in _COUNTS.items():
+            value = getattr(self, name)
+            many = value if isinstance(value, tuple) and name == "n_clusters" else (value,)
+            for one in many:
+                if one is None and name in _AUTOMATIC:
+                    continue
+                if isinstance(one, bool) or not isinstance(one, int) or one < least:
+                    raise SettingsError(f"{name} must be an integer of at least {least}; got {value!r}")
+        for name, (low, high) in _NUMBERS.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
+                raise SettingsError(f"{name} must be a number {limits}; got {value!r}")
+        for name, allowed in _WORDS.items():
+            if getattr(self, name) not in allowed:
+                raise SettingsError(
+                    f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}"
+                )
+        if self.warmup_epochs > self.epochs:
+            raise SettingsError(
+                f"warmup_epochs must be at most epochs, which include them; got {self.warmup_epochs} of {self.epochs}"
+            )
+        if isinstance(self.n_clusters, tuple) and len(self.n_clusters) != self.n_clusterings:
+            raise SettingsError(
+                f"n_clusters must be one number or {self.n_clusterings}, one for each clustering; "
+                f"got {len(self.n_clusters)}"
+            )
+
+    def resolved(self, n: int) -> Settings:
+        """The same with every automatic value chosen for n samples, and checked against n."""
+        chosen = replace(
+            self,
+            n_background=min(n, 4096, max(64, n // 64)) if self.n_background is None else self.n_background,
+            n_clusters=max(1, n // 40) if self.n_clusters is None else self.n_clusters,
+            knn_k=max(1, min(200, n // 10)) if self.knn_k is None else self.knn_k,
+        )
+        sizes = chosen.n_clusters if isinstance(chosen.n_clusters, tuple) else (chosen.n_clusters,)
+        for name, value in (("n_background", chosen.n_background), *(("n_clusters", m) for m in sizes)):
+            if value is not None and value > n:
+                raise SettingsError(f"{name} must be at most the number of samples, {n}; got {value}")
+        return chosen
+
+    def rate(self, progress: float) -> float:
+        """The learning rate after ``progress`` epochs."""
+        if self.schedule == "cosine":
+            return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress / max(self.epochs, 1)))
+        if self.schedule == "step":
+            return self.learning_rate * 0.1 ** sum(progress >= drop for drop in self.drops)
+        return self.learning_rate
+
+    def save(self, path: str | Path) -> None:
+        """Write as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Settings:
+        """Read what :meth:`save` wrote."""
+        values: dict[str, Any] = json.loads(Path(path).read_text())
+        unknown = set(values) - {field.name for field in fields(cls)}
+        if unknown:
+            raise SettingsError(f"{path} holds settings that this version does not know: {', '.join(sorted(unknown))}")
+        record: Any = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        return cls(**record)
+
+    def __str__(self) -> str:
+        width = max(len(field.name) for field in fields(self))
+        return "\n".join(f"  {field.name:<{width}}  {getattr(self, field.name)}" for field in fields(self))
+
+
+_AUTOMATIC = ("n_background", "n_clusters", "knn_k")
+_COUNTS = {
+    "seed": 0,
+    "epochs": 1,
+    "warmup_epochs": 0,
+    "batch_size": 1,
+    "n_noise": 1,
+    "n_background": 1,
+    "n_clusters": 1,
+    "n_clusterings": 1,
+    "n_iter": 1,
+    "recluster_every": 1,
+    "knn_every": 0,
+    "knn_k": 1,
+    "budget": 1,
+}
+_NUMBERS = {
+    "learning_rate": (0.0, math.inf),
+    "momentum": (0.0, 1.0),
+    "weight_decay": (0.0, math.inf),
+    "temperature": (1e-4, math.inf),
+    "mixing": (0.0, 1.0),
+    "knn_temperature": (1e-4, math.inf),
+}
+_WORDS = {
+    "dtype": ("float32", "float64"),
+    "optimizer": ("sgd", "adam"),
+    "schedule": ("step", "cosine", "constant"),
+    "bank_start": ("encoder", "random"),
+    "warmup": ("exact", "nce"),
+    "combine": COMBINATIONS,
+    "recluster_unit": ("epochs", "steps"),
+}

@@ -1,0 +1,177 @@
+"""Sources, the order of an epoch, and views."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from la_core import data
+from la_core.errors import DataError
+
+
+@given(n=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 5))
+def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own(n, size, seed, epoch):
+    order = data.batches(n, size, seed=seed, epoch=epoch)
+    again = data.batches(n, size, seed=seed, epoch=epoch)
+    flat = np.concatenate(order)
+    assert sorted(flat.tolist()) == list(range(n))
+    assert all(len(batch) == size for batch in order[:-1])
+    np.testing.assert_array_equal(flat, np.concatenate(again))
+    if n >= 30:
+        assert flat.tolist() != np.concatenate(data.batches(n, size, seed=seed, epoch=epoch + 1)).tolist()
+        assert flat.tolist() != np.concatenate(data.batches(n, size, seed=seed + 1, epoch=epoch)).tolist()
+
+
+def test_a_view_depends_on_seed_epoch_and_sample_and_not_on_its_batch():
+    images = data.samples(np.random.default_rng(0).integers(0, 256, (9, 20, 24, 3), dtype=np.uint8))
+    view = data.ImageView(size=16, degrees=20, shift=0.1, scale=(0.8, 1.2), shear=5)
+    whole = data.load(images, range(9), view, (3, 1))
+    np.testing.assert_array_equal(whole[[7, 2]], data.load(images, [7, 2], view, (3, 1)))
+    assert not np.array_equal(whole, data.load(images, range(9), view, (3, 2)))
+    assert not np.array_equal(whole, data.load(images, range(9), view, (4, 1)))
+    assert whole.shape == (9, 3, 16, 16)
+    assert whole.dtype == np.float32
+
+
+def test_the_evaluation_view_is_the_centred_square():
+    image = np.zeros((10, 30), np.uint8)
+    image[:, 10:20] = 255
+    seen = data.ImageView(size=10, mean=(0.0,), std=(1.0,))(image, None)
+    np.testing.assert_array_equal(seen, np.ones((1, 10, 10), np.float32))
+
+
+def test_a_view_without_randomness_left_is_the_evaluation_view():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)
+    still = data.ImageView(size=12, crop=(1, 1), flip=0, grayscale=0, jitter=(0, 0, 0, 0))
+    np.testing.assert_array_equal(still(image, rng), still(image, None))
+    flipped = data.ImageView(size=12, crop=(1, 1), flip=1, grayscale=0, jitter=(0, 0, 0, 0))
+    np.testing.assert_array_equal(flipped(image, rng)[:, :, ::-1], still(image, None))
+
+
+def test_an_affine_view_turns_about_the_centre():
+    image = np.zeros((41, 41), np.uint8)
+    image[18:23, 18:23] = 255
+    view = data.ImageView(
+        size=41, crop=(1, 1), degrees=180, scale=(0.9, 1.1), flip=0, jitter=(0,) * 4, mean=(0.0,), std=(1.0,)
+    )
+    for seed in range(5):
+        seen = view(image, np.random.default_rng(seed))[0]
+        rows, columns = np.indices(seen.shape)
+        centre = [(seen * axis).sum() / seen.sum() for axis in (rows, columns)]
+        np.testing.assert_allclose(centre, [20, 20], atol=0.3)
+
+
+def test_gray_has_three_equal_channels_and_a_full_turn_of_the_hue_changes_little():
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
+    gray = data.ImageView(size=16, crop=(1, 1), flip=0, grayscale=1, jitter=(0,) * 4, mean=(0.0,) * 3, std=(1.0,) * 3)
+    seen = gray(image, np.random.default_rng(0))
+    np.testing.assert_array_equal(seen[0], seen[1])
+    np.testing.assert_array_equal(seen[0], seen[2])
+    turned = np.asarray(data._turn_hue(Image.fromarray(image), 1.0), dtype=int)
+    assert np.abs(turned - image).max() <= 8  # HSV in 8 bits and back
+
+
+def test_feature_views():
+    x = np.ones(1000)
+    noisy = data.FeatureView(noise=0.5, drop=0.25)
+    np.testing.assert_array_equal(noisy(x, None), x.astype(np.float32))
+    seen = noisy(x, np.random.default_rng(0))
+    assert 0.2 < (seen == 0).mean() < 0.3
+    assert 0.4 < seen[seen != 0].std() < 0.6
+
+
+class Pairs:
+    """A map-style data set, as frameworks have them."""
+
+    targets = (1, 0, 1)
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        return np.full((4, 4), index, np.uint8), self.targets[index]
+
+
+def test_any_sized_indexable_source(tmp_path):
+    array = np.arange(12.0, dtype=np.float32).reshape(4, 3)
+    np.save(tmp_path / "x.npy", array)
+    for source in (array, np.load(tmp_path / "x.npy", mmap_mode="r"), list(array)):
+        some = data.samples(source)
+        assert some.classes is None
+        np.testing.assert_array_equal(data.load(some, [2, 0], data.FeatureView(), None), array[[2, 0]])
+    pairs = data.samples(Pairs())
+    assert pairs.classes.tolist() == [1, 0, 1]
+    assert pairs[2].tolist() == np.full((4, 4), 2).tolist()
+    part = pairs.part(np.array([2, 1]))
+    assert part.classes.tolist() == [1, 0]
+    assert part[0][0, 0] == 2
+
+
+def folder_of_images(root, names):
+    for i, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(path)
+
+
+def test_a_folder_with_and_without_classes(tmp_path):
+    folder_of_images(tmp_path / "a", ["cat/1.png", "cat/deep/2.png", "dog/1.jpg"])
+    folder_of_images(tmp_path / "b", ["1.png", "sub/2.png"])
+    (tmp_path / "a" / "notes.txt").write_text("not an image")
+    named = data.samples(str(tmp_path / "a"))
+    assert len(named) == 3
+    assert named.classes.tolist() == [0, 0, 1]
+    assert named[1].shape == (8, 8, 3)
+    plain = data.samples(tmp_path / "b")
+    assert len(plain) == 2
+    assert plain.classes is None
+
+
+def test_a_broken_image_names_its_file(tmp_path):
+    folder_of_images(tmp_path, ["good.png", "z/bad.png"])
+    (tmp_path / "z" / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
+    source = data.samples(tmp_path)
+    with pytest.raises(DataError, match=r"bad\.png"):
+        source[1]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda tmp: data.samples(np.zeros((0, 3))), "empty"),
+        (lambda tmp: data.samples(tmp), "no image"),
+        (lambda tmp: data.samples(tmp / "nowhere"), "not a folder"),
+        (lambda tmp: data.samples(iter([1])), "sized and indexable"),
+        (lambda tmp: data.samples(np.zeros((4, 3)), np.zeros(3, int)), "classes must have shape"),
+        (lambda tmp: data.samples(np.full((4, 3), np.nan))[1], "sample 1 holds NaN"),
+        (lambda tmp: data.samples([object()])[0], "sample 0 must be an array"),
+        (
+            lambda tmp: data.load(data.samples([np.zeros(2), np.zeros(3)]), [0, 1], data.FeatureView(), None),
+            "one shape",
+        ),
+        (lambda tmp: data.ImageView()(np.zeros((4, 4)), None), "uint8"),
+        (lambda tmp: data.load_npz(tmp / "x.npz"), "cannot be read"),
+    ],
+)
+def test_bad_data_says_what_is_wrong(tmp_path, make, words):
+    with pytest.raises(DataError, match=words):
+        make(tmp_path)
+
+
+def test_npz(tmp_path):
+    images = np.zeros((5, 6, 6), np.uint8)
+    np.savez(tmp_path / "all.npz", images=images, labels=np.arange(5), test_images=images[:2], test_labels=np.arange(2))
+    train, test = data.load_npz(tmp_path / "all.npz")
+    assert (len(train), len(test)) == (5, 2)
+    np.savez(tmp_path / "only.npz", images=images)
+    train, test = data.load_npz(tmp_path / "only.npz")
+    assert train.classes is None
+    assert test is None
+    np.savez(tmp_path / "float.npz", images=images.astype(float))
+    with pytest.raises(DataError, match="uint8"):
+        data.load_npz(tmp_path / "float.npz")
+    np.savez(tmp_path / "none.npz", x=images)
+    with pytest.raises(DataError, match="'images'"):
+        data.load_npz(tmp_path / "none.npz")

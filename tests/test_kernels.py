@@ -1,0 +1,225 @@
+"""Every override of every kernel against its reference, the reference run by array-api-strict in its strictest mode."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import cases, integer_rows, make_case
+from variants import ACROSS, NUMPY, STRICT, TORCH, assert_close, assert_same
+
+import la_core
+from la_core import kernels
+
+KERNELS = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, kernels.Kernel)}
+LIBRARIES = {"numpy": NUMPY, "torch": TORCH}
+OVERRIDES = [(name, library) for name, kernel in KERNELS.items() for library in kernel.overrides]
+
+every_override = pytest.mark.parametrize(("name", "library"), OVERRIDES)
+every_dtype = pytest.mark.parametrize("dtype", [np.float64, np.float32])
+BUDGETS = (1, 500, 2**20)
+
+
+def arguments(name, rng, integers):
+    """Host arguments of one kernel: integer-valued with many ties, or real."""
+    n, dim, batch = (int(rng.choice(few)) for few in ((1, 5, 40), (1, 4, 16), (1, 3, 9)))
+    k = int(rng.integers(1, n + 1))
+
+    def real(*shape):
+        if integers:
+            return integer_rows(rng.integers(2**32), *shape).astype(np.float64)
+        return rng.standard_normal(shape)
+
+    chosen = rng.integers(0, n, (batch, k))
+    budget = int(rng.choice(BUDGETS))
+    written = rng.integers(0, n, batch)
+    return {
+        "top_k": lambda: (real(batch, n), k),
+        "segment_sum": lambda: (real(n, dim), rng.integers(0, k, n), k),
+        "put_rows": lambda: (real(n, dim), written, real(n, dim)[written]),
+        "nearest": lambda: (real(batch, dim), real(n, dim), k, budget),
+        "assign": lambda: (real(n, dim), real(k, dim), budget),
+        "scores_at": lambda: (real(batch, dim), real(n, dim), chosen),
+        "weighted_rows": lambda: (real(batch, k), real(n, dim), chosen),
+        "softmax_mean": lambda: (real(batch, dim), real(n, dim), 0.5, budget),
+    }[name]()
+
+
+def call(kernel, variant, args, dtype):
+    there = [
+        variant.asarray(a.astype(dtype) if a.dtype.kind == "f" else a) if isinstance(a, np.ndarray) else a for a in args
+    ]
+    results = kernel(*there)
+    return [variant.to_host(x) for x in (results if isinstance(results, tuple) else (results,))]
+
+
+def test_every_override_has_a_variant_and_every_kernel_arguments():
+    assert {library for _, library in OVERRIDES} <= set(LIBRARIES)
+    assert OVERRIDES
+    for name in KERNELS:
+        arguments(name, np.random.default_rng(0), True)
+
+
+@every_override
+@every_dtype
+@given(seed=st.integers(0, 2**32 - 1))
+def test_override_is_the_reference_to_the_bit_on_integers(name, library, dtype, seed):
+    kernel, args = KERNELS[name], arguments(name, np.random.default_rng(seed), integers=True)
+    got = call(kernel.overrides[library], LIBRARIES[library], args, dtype)
+    want = call(kernel.reference, STRICT, args, dtype)
+    for x, y in zip(got, want, strict=True):
+        if name == "softmax_mean":
+            assert_close(x, y, ACROSS[np.dtype(dtype)], 100.0)
+        else:
+            assert_same(x, y)
+
+
+@every_override
+@every_dtype
+@given(seed=st.integers(0, 2**32 - 1))
+def test_override_is_the_reference_on_real_numbers(name, library, dtype, seed):
+    """Values to rounding; ids too where the kernel computes nothing and only selects."""
+    kernel, args = KERNELS[name], arguments(name, np.random.default_rng(seed), integers=False)
+    got = call(kernel.overrides[library], LIBRARIES[library], args, dtype)
+    want = call(kernel.reference, STRICT, args, dtype)
+    for x, y in zip(got, want, strict=True):
+        if name in ("top_k", "put_rows"):
+            assert_same(x, y)
+        elif x.dtype.kind == "f":
+            assert x.dtype == y.dtype
+            assert_close(x, y, ACROSS[np.dtype(dtype)], 40.0)
+
+
+@every_override
+def test_the_override_answers_for_its_library(name, library, monkeypatch):
+    kernel = KERNELS[name]
+    monkeypatch.setitem(kernel.overrides, library, lambda *args: "faster")
+    monkeypatch.setattr(kernel, "reference", lambda *args: "reference")
+    array = LIBRARIES[library].asarray(np.ones(1))
+    assert kernel(array) == "faster"
+    assert kernel(STRICT.asarray(np.ones(1))) == "reference"
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 6])
+def test_ties_go_to_the_lowest_columns(library, k):
+    x = np.array([[1.0, 3, 2, 3, 3, 0], [0, 0, 0, 0, 0, 0], [0, 1, 1, 2, 2, 2]])
+    order = np.sort(np.argsort(-x, axis=1, kind="stable")[:, :k], axis=1)
+    values, columns = call(kernels.top_k, LIBRARIES[library], (x, k), np.float64)
+    assert_same(columns, order)
+    assert_same(values, np.take_along_axis(x, order, axis=1))
+
+
+# Derivatives (torch) ---------------------------------------------------------------------------------------------
+
+
+def tensors(seed, batch=3, n=9, dim=4):
+    rng = np.random.default_rng(seed)
+    z, bank = (torch.tensor(rng.standard_normal(shape)) for shape in ((batch, dim), (n, dim)))
+    return z.requires_grad_(), bank, torch.tensor(rng.integers(0, n, (batch, 5)))
+
+
+@pytest.mark.parametrize("budget", [1, 2**20])
+@pytest.mark.parametrize("seed", range(3))
+def test_derivative_of_nearest(seed, budget):
+    z, bank, _ = tensors(seed)
+    assert torch.autograd.gradcheck(lambda z: kernels.nearest(z, bank, 4, budget)[0], (z,))
+    assert torch.autograd.gradgradcheck(lambda z: kernels.nearest(z, bank, 4, budget)[0] ** 2, (z,))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_derivative_of_scores_at(seed):
+    z, bank, indices = tensors(seed)
+    assert torch.autograd.gradcheck(lambda z: kernels.scores_at(z, bank, indices), (z,))
+    assert torch.autograd.gradgradcheck(lambda z: kernels.scores_at(z, bank, indices) ** 2, (z,))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_derivative_of_weighted_rows(seed):
+    _, bank, indices = tensors(seed)
+    weights = torch.randn(indices.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    assert torch.autograd.gradcheck(lambda w: kernels.weighted_rows(w, bank, indices), (weights.requires_grad_(),))
+
+
+@pytest.mark.parametrize("budget", [1, 2**20])
+@pytest.mark.parametrize("seed", range(3))
+def test_derivative_of_softmax_mean(seed, budget):
+    z, bank, _ = tensors(seed)
+    assert torch.autograd.gradcheck(lambda z: kernels.softmax_mean(z, bank, 0.5, budget)[0], (z,))
+
+
+def test_second_derivative_of_softmax_mean_is_right_or_refused():
+    z, bank, _ = tensors(0)
+    (first,) = torch.autograd.grad((kernels.softmax_mean(z, bank, 0.5)[0] ** 2).sum(), z, create_graph=True)
+    try:
+        (second,) = torch.autograd.grad(first.sum(), z)
+    except RuntimeError:
+        return
+    (plain,) = torch.autograd.grad((torch.logsumexp(z @ bank.T / 0.5, dim=1) ** 2).sum(), z, create_graph=True)
+    (want,) = torch.autograd.grad(plain.sum(), z)
+    assert_close(second.numpy(), want.numpy(), 1e-9, 1.0)
+
+
+# Autocast (torch) ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name, library in OVERRIDES if library == "torch"])
+def test_kernels_keep_full_precision_under_autocast(name):
+    args = arguments(name, np.random.default_rng(3), integers=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = call(KERNELS[name], TORCH, args, np.float32)
+    for x, y in zip(got, call(KERNELS[name], TORCH, args, np.float32), strict=True):
+        assert_same(x, y)
+
+
+def scores(there):
+    return la_core.nearest(there.z, there.bank, there.n_background)
+
+
+def update(there):
+    return (la_core.update(there.state, there.indices, there.z).bank,)
+
+
+def clustering(there):
+    result = la_core.cluster(there.bank, n_clusters=min(3, there.bank.shape[0]), n_clusterings=2, seed=0)
+    return result.labels, result.inertia, *result.centroids
+
+
+def aggregation(there):
+    return la_core.local_aggregation_and_cotangent(there.z, there.state, there.indices, **there.settings)
+
+
+def discrimination(there):
+    return la_core.instance_discrimination_and_cotangent(
+        there.z, there.bank, there.indices, temperature=there.temperature
+    )
+
+
+def estimation(there):
+    return la_core.instance_discrimination_and_cotangent(
+        there.z, there.bank, there.indices, temperature=there.temperature, noise=there.noise
+    )
+
+
+@pytest.mark.parametrize("function", [scores, update, clustering, aggregation, discrimination, estimation])
+@given(case=cases())
+def test_public_functions_keep_full_precision_under_autocast(function, case):
+    case = case.astype(np.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        got = function(case.on(TORCH))
+    for x, y in zip(got, function(case.on(TORCH)), strict=True):
+        assert_same(x.numpy(), y.numpy())
+
+
+def test_native_gradient_keeps_full_precision_under_autocast():
+    case = make_case(0).astype(np.float32)
+
+    def gradient():
+        there = case.on(TORCH)
+        z = there.z.requires_grad_()
+        la_core.local_aggregation(z, there.state, there.indices, **case.settings).mean().backward()
+        return z.grad.numpy()
+
+    with torch.autocast("cpu", torch.bfloat16):
+        got = gradient()
+    assert_same(got, gradient())

@@ -1,0 +1,130 @@
+"""The suite can fail: one planted bug at a time, and the law that is there to catch it must fail on it."""
+
+# ruff: noqa: E501  (one line for each bug)
+
+import ast
+import inspect
+import sys
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import test_bank
+import test_clusters
+import test_neighbours
+import test_objectives
+from strategies import TEMPERATURES, make_case, make_search
+from variants import NUMPY, TORCH
+
+from la_core import bank, clusters, kernels, neighbours, objectives
+
+TRIALS = 12
+
+
+def mutated(function, before, after):
+    """The code of ``function`` with ``before`` in its source replaced by ``after``."""
+    source = textwrap.dedent(inspect.getsource(function))
+    assert source.count(before) == 1, f"{function.__name__} no longer says {before!r} once: plant the bug anew"
+    tree = ast.parse(source.replace(before, after))
+    tree.body[0].decorator_list.clear()
+    scope = dict(vars(sys.modules[function.__module__]))
+    exec(compile(tree, f"<planted in {function.__name__}>", "exec"), scope)
+    return scope[function.__name__].__code__
+
+
+@dataclass(frozen=True)
+class Bug:
+    name: str
+    function: Any
+    before: str
+    after: str
+    law: Any
+
+    def __str__(self):
+        return self.name
+
+
+def on_cases(law):
+    def check(variant):
+        for seed in range(TRIALS):
+            law(variant, make_case(seed, temperature=TEMPERATURES[1 + seed % 3]))
+
+    return check
+
+
+def on_searches(law):
+    def check(variant):
+        for seed in range(TRIALS):
+            law(variant, make_search(seed))
+
+    return check
+
+
+def on_seeds(law):
+    def check(variant):
+        for seed in range(TRIALS):
+            law(variant, seed)
+
+    return check
+
+
+derivative = on_cases(test_objectives.law_cotangent_is_the_derivative)
+renaming = on_cases(test_objectives.law_names_of_clusters_do_not_matter)
+within = on_cases(test_objectives.law_labels_compare_within_one_clustering)
+scaling = on_cases(test_objectives.law_length_of_z_does_not_matter)
+permuting = on_cases(test_objectives.law_samples_may_be_permuted)
+rotating = on_cases(test_objectives.law_rotations_do_not_matter)
+batching = on_cases(test_objectives.law_batch_may_be_permuted)
+unit_bank = on_cases(test_bank.law_touched_rows_are_unit)
+mixed_mean = on_cases(test_bank.law_update_is_the_mixed_mean)
+untouched = on_cases(test_bank.law_other_rows_keep_their_bits)
+exact_search = on_searches(test_neighbours.law_nearest_is_exact)
+all_used = on_seeds(test_clusters.law_every_cluster_is_used)
+squares = on_seeds(test_clusters.law_inertia_is_the_sum_of_squares)
+means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
+nearest_centroid = on_seeds(test_clusters.law_every_row_is_with_its_nearest_centroid)
+
+WEIGHTS = "mass / total - close_mass / close_total"
+THEIRS = "xp.take(labels[h, :], flat)"
+PUT = "kernels.put_rows(bank, indices, rows)"
+
+BUGS = (
+    Bug("cotangent with the wrong sign", objectives._ratio, WEIGHTS, "close_mass / close_total - mass / total", derivative),
+    Bug("cotangent of rows without close neighbours", objectives._ratio, "xp.where(some, mass", "xp.where(some | True, mass", derivative),
+    Bug("cotangent of the sum, not the mean", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "temperature", derivative),
+    Bug("cotangent without the temperature", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "z.shape[0]", derivative),
+    Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
+    Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
+    Bug("log of the wrong k", objectives._ratio, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative),
+    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "xp.take(labels[h - 1, :], flat)", renaming),
+    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "xp.take(labels[h - 1, :], flat)", within),
+    Bug("only the first clustering counts", neighbours.close_mask, "range(labels.shape[0])", "range(1)", derivative),
+    Bug("no cluster is a cluster", neighbours.close_mask, "& (mine >= 0)", "", derivative),
+    Bug("anchors off by one", neighbours.close_mask, "xp.take(labels[h, :], indices)", "xp.take(labels[h, :], (indices + 1) % labels.shape[1])", permuting),
+    Bug("a direction of its own", bank.unit, "x * inverse_norm(x)", "(x + 0.1) * inverse_norm(x + 0.1)", rotating),
+    Bug("rows of the batch mixed up", objectives.local_aggregation_terms, "close_mask(labels, indices, ", "close_mask(labels, xp.flip(indices), ", batching),
+    Bug("bank not made unit again", bank.update, "mixed * scale", "mixed", unit_bank),
+    Bug("mixing the wrong way round", bank.update, "(1.0 - mixing) * old + mixing * fresh", "mixing * old + 0.25 * fresh", mixed_mean),
+    Bug("index off by one in the update", bank.update, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", mixed_mean),
+    Bug("index off by one in the update", bank.update, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", untouched),
+    Bug("duplicates not averaged", bank.update, "_mean_of_equals(unit(xp.astype(z, bank.dtype)), indices)", "unit(xp.astype(z, bank.dtype))", on_cases(
+        lambda variant, case: test_bank.law_update_is_the_mixed_mean(variant, make_case(int(case.n_background), n=2, batch=5)))),
+    Bug("index off by one between blocks", kernels.nearest.reference, "columns + rows.start", "columns + rows.start - int(rows.start > 0)", exact_search),
+    Bug("last block forgotten", kernels.nearest.reference, "blocks(bank.shape[0], ", "blocks(max(k, bank.shape[0] - 1), ", exact_search),
+    Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
+    Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares),
+    Bug("means divided by one too many", clusters.means, "xp.clip(counts, min=1.0)", "(counts + 1.0)", means),
+    Bug("assigned by the dot product alone", kernels.assign.reference, "block @ columns - half", "block @ columns - 0.0 * half", nearest_centroid),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", [NUMPY, TORCH], ids=str)
+@pytest.mark.parametrize("bug", BUGS, ids=str)
+def test_planted_bug_is_caught(monkeypatch, variant, bug):
+    bug.law(variant)
+    monkeypatch.setattr(bug.function, "__code__", mutated(bug.function, bug.before, bug.after))
+    with pytest.raises(AssertionError):
+        bug.law(variant)
+    monkeypatch.undo()
+    bug.law(variant)
