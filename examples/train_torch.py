@@ -8,8 +8,7 @@ import math
 import sys
 
 import torch
-from la_core.backends.torch import TorchBackend, TorchEncoder, make_optimizer
-from la_core.backends.torch_encoders import SmallCNN, mlp
+from la_core.backends.torch import SmallCNN, TorchBackend, TorchEncoder, make_optimizer, mlp
 
 from la_core import job
 from la_core.digits import SETTINGS

@@ -6,12 +6,13 @@
     state = la_core.update(state, indices, z, mixing=0.5)               after the backward pass
 
 Every function takes NumPy arrays, PyTorch tensors, or arrays of any registered backend, and answers in kind.
-``la_core.train`` makes a whole run of them. Importing this package imports no framework.
+``la_core.train(...)`` makes a whole run of them. Importing this package imports no framework.
 """
 
 from la_core import errors, evaluate
 from la_core.bank import State, random_rows, unit, update
 from la_core.clusters import Clustering, cluster
+from la_core.data import samples
 from la_core.errors import LaCoreError
 from la_core.neighbours import close, nearest
 from la_core.objectives import (
@@ -22,12 +23,21 @@ from la_core.objectives import (
     log_normaliser,
 )
 from la_core.protocol import backend
+from la_core.run import Callback, Run
+from la_core.settings import Settings
+from la_core.train import train
+from la_core.views import FeatureView, ImageView
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "Clustering",
+    "FeatureView",
+    "ImageView",
     "LaCoreError",
+    "Run",
+    "Settings",
     "State",
     "backend",
     "close",
@@ -41,6 +51,8 @@ __all__ = [
     "log_normaliser",
     "nearest",
     "random_rows",
+    "samples",
+    "train",
     "unit",
     "update",
 ]

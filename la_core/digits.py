@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from la_core.data import ImageView, Samples
+from la_core.data import Samples
 from la_core.randomness import generator
 from la_core.settings import Settings
+from la_core.views import ImageView
 
 CANVAS = 28
 SIDE = (10.0, 18.0)

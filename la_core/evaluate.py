@@ -9,10 +9,11 @@ from array_api_compat import array_namespace, device
 
 from la_core import check, kernels
 from la_core.bank import unit
-from la_core.data import Samples, View, load
+from la_core.data import Samples, load
 from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
 from la_core.kernels import BUDGET, Array
 from la_core.protocol import Backend, Encoder
+from la_core.views import View
 
 
 class Embedded(NamedTuple):

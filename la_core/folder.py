@@ -11,7 +11,8 @@ curves.png        drawn by la_core.report
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +23,53 @@ from la_core.settings import Settings
 
 
 class RunFolder:
-    """Writes one run. Files appear whole: each is written beside its place and renamed into it."""
+    """Writes one run. Files appear whole: each is written beside its place and renamed into it.
 
-    def __init__(self, path: str | Path, settings: Settings) -> None:
+    Making it only claims an empty folder; :meth:`start` writes the first files.
+    """
+
+    def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            if any(self.path.iterdir()):
-                raise RunFolderError(f"the run folder {self.path} is not empty; name another one")
-            settings.save(self.path / "settings.json")
-            self.metrics = (self.path / "metrics.jsonl").open("a")
+            held = next(self.path.iterdir(), None)
         except OSError as error:
-            raise RunFolderError(f"the run folder {self.path} cannot be written: {error}") from error
+            raise RunFolderError(f"the run folder {self.path} cannot be made: {error}") from error
+        if held is not None:
+            raise RunFolderError(f"the run folder {self.path} is not empty (it holds {held.name}); name another one")
+        if not os.access(self.path, os.W_OK):
+            raise RunFolderError(f"the run folder {self.path} cannot be written")
+
+    def start(self, settings: Settings) -> None:
+        """Settings, empty metrics, and the status of a run that has begun."""
+        settings.save(self.path / "settings.json")
+        (self.path / "metrics.jsonl").touch()
+        self.status("running", epoch=0, epochs=settings.epochs)
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """One more line of metrics, on disk when this returns."""
-        self.metrics.write(json.dumps(record) + "\n")
-        self.metrics.flush()
+        """One more line of metrics."""
+        with (self.path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(record) + "\n")
 
     def status(self, word: str, **facts: Any) -> None:
         """How far the run came."""
-        self._whole("status.json", lambda file: file.write_text(json.dumps({"status": word, **facts}) + "\n"))
+        line = json.dumps({"status": word, **facts}) + "\n"
+        self._whole("status.json", lambda file: file.write_text(line))
 
     def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
-        """Arrays under a file name that ends in ``.npz``."""
+        """Arrays by name, in a file that ends in ``.npz``."""
+        held: Any = arrays
 
         def write(file: Path) -> None:
             with file.open("wb") as stream:
-                np.savez(stream, **arrays)  # type: ignore[arg-type]
+                np.savez(stream, **held)
 
         self._whole(name, write)
 
-    def _whole(self, name: str, write: Any) -> None:
+    def _whole(self, name: str, write: Callable[[Path], object]) -> None:
         beside = self.path / f".{name}.part"
         write(beside)
         beside.replace(self.path / name)
-
-    def close(self) -> None:
-        """No more metrics."""
-        self.metrics.close()
 
 
 def read_metrics(path: str | Path) -> Iterator[dict[str, Any]]:

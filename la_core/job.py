@@ -10,20 +10,22 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from la_core import evaluate, report
 from la_core.bank import unit
-from la_core.data import ImageView, Samples, load, load_npz, samples
-from la_core.errors import LaCoreError
+from la_core.data import Samples, load, load_npz, samples
+from la_core.errors import DataError, LaCoreError
 from la_core.neighbours import nearest
-from la_core.progress import Callback
 from la_core.protocol import Backend, Encoder, backend
 from la_core.randomness import generator
+from la_core.run import Callback, Run
 from la_core.settings import Settings
-from la_core.train import Run, train
+from la_core.train import train
+from la_core.views import ImageView
 
 MakeEncoder = Callable[[Backend, Settings, tuple[int, ...]], Encoder]
 """From the backend, the settings and the shape of a view (C, H, W), an encoder."""
@@ -81,6 +83,7 @@ class _Job:
         options = self.options
         library = backend(self.framework, options.device)
         own = options.data is not None
+        _need("PIL", "matplotlib", *([] if own else ["sklearn"]))
         train_set, test_set, view = _own(options.data, options.size, options.seed) if own else _digits()
         settings = self._settings().resolved(len(train_set))
         options.out = Path(options.out) if options.out else _free_folder(f"{options.encoder}-{self.framework}")
@@ -116,7 +119,8 @@ class _Job:
         options = self.options
         epochs = max(2, options.epochs // 20) if options.quick else options.epochs
         share = self.defaults.warmup_epochs / self.defaults.epochs
-        return replace(self.defaults, seed=options.seed, epochs=epochs, warmup_epochs=round(share * epochs))
+        settings = replace(self.defaults, seed=options.seed, epochs=epochs, warmup_epochs=round(share * epochs))
+        return settings if options.data is None else replace(settings, knn_k=None)  # by the number of samples
 
 
 class _Table(Callback):
@@ -180,6 +184,13 @@ class _Table(Callback):
             before = "-" if features is None else f"{features:.1%}"
             lines.append(f"{name:<26}{embedding:>12.1%}{before:>15}")
         return "\n".join(lines)
+
+
+def _need(*packages: str) -> None:
+    """Ask for what the job uses beside la_core's own dependencies before it starts, not when it ends."""
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise DataError(f"the job needs {', '.join(missing)}, not installed: pip install 'la-core[demo]'")
 
 
 def _digits() -> tuple[Samples, Samples, ImageView]:

@@ -4,29 +4,9 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    from la_core.train import Run
-
-
-class Callback:
-    """What a run calls as it goes. Override what you need; to stop a run, raise ``KeyboardInterrupt``."""
-
-    def on_start(self, run: Run) -> None:
-        """The bank is filled; no step has been made."""
-
-    def on_step(self, run: Run, loss: float) -> None:
-        """A batch was learnt and its bank rows were updated."""
-
-    def on_epoch(self, run: Run, record: dict[str, Any]) -> None:
-        """An epoch ended; ``record`` is the line of metrics."""
-
-    def on_phase_end(self, run: Run) -> None:
-        """``run.phase`` ended: the warm-up, or Local Aggregation."""
-
-    def on_end(self, run: Run) -> None:
-        """The run is over, in whatever way: see ``run.status``."""
+from la_core.run import Callback, Run
 
 
 class Progress(Callback):

@@ -29,6 +29,7 @@ class Settings:
     warmup_epochs: int = 10
     """Epochs of Instance Discrimination before the first clustering."""
     batch_size: int = 128
+    """Most samples in a batch; the batches of an epoch differ by at most one."""
 
     optimizer: str = "sgd"
     """``"sgd"`` with ``momentum``, or ``"adam"`` with decoupled weight decay."""
@@ -110,7 +111,11 @@ class Settings:
             knn_k=max(1, min(200, n // 10)) if self.knn_k is None else self.knn_k,
         )
         sizes = chosen.n_clusters if isinstance(chosen.n_clusters, tuple) else (chosen.n_clusters,)
-        for name, value in (("n_background", chosen.n_background), *(("n_clusters", m) for m in sizes)):
+        for name, value in (
+            ("n_background", chosen.n_background),
+            ("knn_k", chosen.knn_k),
+            *(("n_clusters", m) for m in sizes),
+        ):
             if value is not None and value > n:
                 raise SettingsError(f"{name} must be at most the number of samples, {n}; got {value}")
         return chosen

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,46 +17,17 @@ import numpy as np
 from la_core import evaluate
 from la_core.bank import State, random_rows, unit, update
 from la_core.clusters import cluster
-from la_core.data import FeatureView, Samples, View, batches, load, samples
+from la_core.data import Samples, batches, load, samples
 from la_core.errors import NotFiniteError, ShapeError
 from la_core.folder import RunFolder
 from la_core.kernels import Array
 from la_core.objectives import Terms, instance_discrimination_and_cotangent, local_aggregation_terms
-from la_core.progress import Callback, Progress
+from la_core.progress import Progress
 from la_core.protocol import Backend, Encoder
 from la_core.randomness import derived_seed, generator
+from la_core.run import AGGREGATION, WARM_UP, Callback, Run
 from la_core.settings import Settings
-
-WARM_UP, AGGREGATION = "warm-up", "local aggregation"
-
-
-@dataclass
-class Run:
-    """A run as it stands; what :func:`train` returns and what callbacks see."""
-
-    data: Samples
-    test: Samples | None
-    view: View
-    encoder: Encoder
-    backend: Backend
-    settings: Settings
-    state: State
-    """Bank and labels, on the backend."""
-    epoch: int = 0
-    step: int = 0
-    phase: str = WARM_UP
-    status: str = "running"
-    last_batch: int = 0
-    """Size of the batch that was just learnt."""
-    history: list[dict[str, Any]] = field(default_factory=list)
-    """One record for each epoch, as in ``metrics.jsonl``."""
-
-    def embed(self, data: Samples | None = None) -> evaluate.Embedded:
-        """Embeddings and features of the evaluation views of ``data``, by default of the training samples."""
-        source = self.data if data is None else data
-        return evaluate.embed(
-            self.encoder, self.backend, source, self.view, self.settings.batch_size, self.settings.dtype
-        )
+from la_core.views import View, default_view
 
 
 def train(
@@ -87,7 +57,8 @@ def train(
     settings
         By default ``Settings()``.
     view
-        Random and evaluation views of a sample. By default the samples themselves, as float vectors.
+        Random and evaluation views of a sample. By default the published augmentation at the size that images have,
+        and anything else as it is.
     test
         Samples with classes for the running measure. Without, it is leave-one-out on the bank.
     labels
@@ -112,44 +83,31 @@ def train(
         is left complete up to the last epoch, with the state as it stands.
     """
     source = samples(data)
-    trainer = _Trainer(
-        source,
-        None if test is None else samples(test),
-        view or FeatureView(),
-        encoder,
-        backend,
-        (settings or Settings()).resolved(len(source)),
-        labels,
-        folder,
-        [*callbacks, *([Progress()] if progress else [])],
-    )
-    return trainer.train()
+    settings = (settings or Settings()).resolved(len(source))
+    view = view or default_view(source[0])
+    labels = None if labels is None else np.asarray(labels)
+    if labels is not None and (labels.ndim != 2 or labels.shape[1] != len(source) or labels.dtype.kind not in "iu"):
+        raise ShapeError(
+            f"labels must be integers of shape (H, {len(source)}), one row for each clustering; "
+            f"got {labels.shape} {labels.dtype}"
+        )
+    files = None if folder is None else RunFolder(folder)
+    backend.seed(settings.seed)
+    bank = backend.asarray(_first_bank(source, view, encoder, backend, settings))
+    run = Run(source, None if test is None else samples(test), view, encoder, backend, settings, State(bank))
+    told = [*callbacks, *([Progress()] if progress else [])]
+    if files is not None:
+        files.start(settings)
+    return _Trainer(run, files, told, None if labels is None else backend.asarray(labels)).train()
 
 
 class _Trainer:
+    """The loop, and what it keeps between epochs beside the run itself."""
+
     def __init__(
-        self,
-        data: Samples,
-        test: Samples | None,
-        view: View,
-        encoder: Encoder,
-        backend: Backend,
-        settings: Settings,
-        labels: np.ndarray | None,
-        folder: str | Path | None,
-        callbacks: list[Callback],
+        self, run: Run, folder: RunFolder | None, callbacks: Sequence[Callback], given_labels: Array | None
     ) -> None:
-        if labels is not None and (labels.ndim != 2 or labels.shape[1] != len(data) or labels.dtype.kind not in "iu"):
-            raise ShapeError(
-                f"labels must be integers of shape (H, {len(data)}), one row for each clustering; "
-                f"got {labels.shape} {labels.dtype}"
-            )
-        self.given = None if labels is None else backend.asarray(labels)
-        self.callbacks = callbacks
-        backend.seed(settings.seed)
-        state = State(backend.asarray(_first_bank(data, view, encoder, backend, settings)))
-        self.run = Run(data, test, view, encoder, backend, settings, state)
-        self.folder = None if folder is None else RunFolder(folder, settings)
+        self.run, self.folder, self.callbacks, self.given_labels = run, folder, callbacks, given_labels
         self.seconds: dict[str, float] = {}
         self.inertia: list[float] = []
 
@@ -272,8 +230,8 @@ class _Trainer:
 
     def _cluster(self) -> None:
         run, settings = self.run, self.run.settings
-        if self.given is not None:
-            run.state = run.state._replace(labels=self.given)
+        if self.given_labels is not None:
+            run.state = run.state._replace(labels=self.given_labels)
             return
         assert settings.n_clusters is not None  # resolved
         with self._clock("cluster"):
@@ -290,7 +248,7 @@ class _Trainer:
     def _measure(self) -> dict[str, Any]:
         """Weighted kNN against the bank: of the test samples, or leave-one-out where there are none."""
         run, settings = self.run, self.run.settings
-        if run.data.classes is None or settings.knn_k is None:
+        if run.data.classes is None or settings.knn_k is None or (run.test is None and len(run.data) < 2):
             return {}
         asarray, bank = run.backend.asarray, run.state.bank
         with self._clock("measure"):
@@ -319,7 +277,6 @@ class _Trainer:
         self.folder.arrays("embeddings.npz", arrays)
         self.folder.arrays("encoder.npz", run.encoder.weights())
         self.folder.status(run.status, epoch=len(run.history), epochs=run.settings.epochs)
-        self.folder.close()
 
     def _host(self, x: Array) -> np.ndarray:
         return self.run.backend.to_host(x)

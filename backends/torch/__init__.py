@@ -1,0 +1,22 @@
+"""PyTorch: kernels with their derivatives, any ``nn.Module`` as an encoder, and a criterion for your own loop.
+
+encoder = TorchEncoder(module, make_optimizer(module, settings))      for la_core.train
+criterion = LocalAggregation(len(dataset), 128)                       loss = criterion(model(x), indices)
+"""
+
+from la_core.backends.torch import kernels
+from la_core.backends.torch.backend import TorchBackend
+from la_core.backends.torch.criterion import LocalAggregation
+from la_core.backends.torch.encoder import TorchEncoder, make_optimizer, parameter_groups
+from la_core.backends.torch.networks import SmallCNN, mlp
+
+__all__ = [
+    "LocalAggregation",
+    "SmallCNN",
+    "TorchBackend",
+    "TorchEncoder",
+    "kernels",
+    "make_optimizer",
+    "mlp",
+    "parameter_groups",
+]

@@ -1,0 +1,128 @@
+"""Local Aggregation as a module, for a training loop of your own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from la_core.backends.torch.kernels import apply
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from la_core import objectives
+from la_core.bank import State, random_rows, update
+from la_core.clusters import Clustering, cluster
+
+
+class LocalAggregation(nn.Module):
+    """The objective for a loop of your own: ``loss = criterion(model(x), indices)``, then ``loss.backward()``.
+
+    It keeps the bank (N, D) and the labels (H, N) as buffers, so both are in ``state_dict``. Until the first
+    :meth:`cluster` it is Instance Discrimination, the warm-up; from then on Local Aggregation. In training mode the
+    bank rows of the batch are updated after their loss has been differentiated, once for each forward pass; in
+    evaluation mode nothing changes.
+
+    Parameters
+    ----------
+    n_samples, dim
+        Size of the data set and width of an embedding.
+    n_background
+        k; at most ``n_samples``. By default 4096, or all samples if there are fewer.
+    temperature, mixing, combine
+        As in :func:`la_core.local_aggregation` and :func:`la_core.update`.
+    seed
+        Of the random unit rows that the bank starts from.
+    """
+
+    bank: Tensor
+    labels: Tensor
+
+    def __init__(
+        self,
+        n_samples: int,
+        dim: int,
+        *,
+        n_background: int | None = None,
+        temperature: float = 0.07,
+        mixing: float = 0.5,
+        combine: str = "union",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.n_background = min(4096, n_samples) if n_background is None else n_background
+        self.temperature = temperature
+        self.mixing = mixing
+        self.combine = combine
+        self.n_close: Tensor | None = None
+        """(B,) close neighbours of each row of the last batch, within its background; None during the warm-up."""
+        self.register_buffer("bank", torch.from_numpy(random_rows(n_samples, dim, seed=seed)))
+        self.register_buffer("labels", torch.zeros((0, n_samples), dtype=torch.int32))
+
+    @torch.no_grad()
+    def cluster(
+        self, *, n_clusters: int | Sequence[int], n_clusterings: int = 3, seed: int = 0, n_iter: int = 20
+    ) -> Clustering:
+        """Cluster the bank and use the labels from now on. Once an epoch is the paper's habit."""
+        result = cluster(self.bank, n_clusters=n_clusters, n_clusterings=n_clusterings, seed=seed, n_iter=n_iter)
+        self.labels = result.labels
+        return result
+
+    def forward(self, z: Tensor, indices: Tensor) -> Tensor:
+        """Mean loss of the batch: embeddings (B, D) as the model gives them, dataset indices (B,) -> scalar."""
+        loss: Tensor = apply(_Criterion, z, indices.to(z.device), self)
+        return loss
+
+    def _terms(self, z: Tensor, indices: Tensor) -> objectives.Terms:
+        if self.labels.shape[0] == 0:
+            return objectives.Terms(
+                *objectives.instance_discrimination_and_cotangent(z, self.bank, indices, temperature=self.temperature)
+            )
+        return objectives.local_aggregation_terms(
+            z,
+            State(self.bank, self.labels),
+            indices,
+            n_background=self.n_background,
+            temperature=self.temperature,
+            combine=self.combine,
+        )
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        # The number of clusterings is data, not architecture: take the saved one.
+        saved = state_dict.get(prefix + "labels")
+        if isinstance(saved, Tensor) and saved.ndim == 2:
+            self.labels = self.labels.new_zeros((saved.shape[0], self.labels.shape[1]))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        """What ``print(criterion)`` shows."""
+        return (
+            f"n_samples={self.bank.shape[0]}, dim={self.bank.shape[1]}, n_background={self.n_background}, "
+            f"temperature={self.temperature}, mixing={self.mixing}, combine={self.combine!r}"
+        )
+
+
+class _Criterion(torch.autograd.Function):
+    """The closed-form cotangent as a node of the graph; the bank moves when the node has been used."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, indices: Tensor, criterion: LocalAggregation) -> Tensor:
+        # Half precision is left before the cotangent, so that a loss scaler's factor meets it in full.
+        terms = criterion._terms(z.to(criterion.bank.dtype), indices)
+        criterion.n_close = terms.n_close
+        ctx.dtype = z.dtype
+        ctx.save_for_backward(terms.cotangent)
+        ctx.pending = (criterion, z.detach(), indices) if criterion.training else None
+        loss: Tensor = terms.loss.mean()
+        return loss
+
+    @staticmethod
+    @once_differentiable  # the cotangent is a constant here
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (cotangent,) = ctx.saved_tensors
+        if ctx.pending is not None:
+            criterion, z, indices = ctx.pending
+            ctx.pending = None
+            state = State(criterion.bank)
+            criterion.bank = update(state, indices, z, mixing=criterion.mixing).bank
+        return (grads[0] * cotangent).to(ctx.dtype), None, None

@@ -1,0 +1,151 @@
+"""Any ``nn.Module`` with any torch optimizer, as an encoder of ``la_core.train``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from la_core.errors import BackendError, KindError, ShapeError
+from la_core.settings import Settings
+
+_NORMALISATION = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
+    """Parameters in two groups for any torch optimizer: with weight decay, and normalisation layers without.
+
+    The decay is the optimizer's, ``(lambda / 2) ||w||^2``, as in both published codes.
+    """
+    plain: list[Tensor] = []
+    decayed: list[Tensor] = []
+    for part in module.modules():
+        group = plain if isinstance(part, _NORMALISATION) else decayed
+        group.extend(p for p in part.parameters(recurse=False) if p.requires_grad)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def make_optimizer(module: nn.Module, settings: Settings) -> torch.optim.Optimizer:
+    """The optimizer that the settings describe, without weight decay on normalisation layers."""
+    groups = parameter_groups(module, settings.weight_decay)
+    if settings.optimizer == "adam":
+        return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.SGD(groups, lr=settings.learning_rate, momentum=settings.momentum)
+
+
+class TorchEncoder:
+    """Any module that maps a batch to (B, D), with any torch optimizer.
+
+    Parameters
+    ----------
+    module
+        Moved to ``device``.
+    optimizer
+        Holds the module's parameters. Its groups keep the ratios of their learning rates. Without one, the encoder
+        can be applied and not trained.
+    features
+        Name of the submodule whose output counts as the layer before the embedding; by default the last Linear's
+        input.
+    autocast
+        ``torch.bfloat16`` or ``torch.float16`` for mixed precision. The embedding leaves in float32, so that the
+        bank and the log-sums never see half precision.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        optimizer: torch.optim.Optimizer | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        features: str | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.module = module.to(device)
+        self.optimizer = optimizer
+        self.device = torch.device(device)
+        self._autocast = autocast
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=autocast is torch.float16)
+        self._ratios = _ratios(optimizer)
+        self._features: Tensor | None = None
+        self._watch(features)
+
+    def _watch(self, features: str | None) -> None:
+        if features is not None:
+            parts = dict(self.module.named_modules())
+            if features not in parts:
+                raise KindError(f"features must name a submodule of the encoder; got {features!r}")
+            parts[features].register_forward_hook(lambda module, args, output: self._keep(output))
+            return
+        linear = [part for part in self.module.modules() if isinstance(part, nn.Linear)]
+        if linear:
+            linear[-1].register_forward_pre_hook(lambda module, args: self._keep(args[0]))
+
+    def _keep(self, features: Tensor) -> None:
+        if not self.module.training:
+            self._features = features.flatten(1)
+
+    def _forward(self, batch: Tensor) -> Tensor:
+        half = torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
+        with half:
+            z: Tensor = self.module(batch)
+        if z.ndim != 2:
+            raise ShapeError(f"the encoder must map a batch to embeddings (B, D); it gave {tuple(z.shape)}")
+        return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+
+    def apply(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Embeddings and features, in evaluation mode, without a graph."""
+        training = self.module.training
+        self.module.eval()
+        try:
+            with torch.no_grad():
+                z = self._forward(batch)
+            features = z if self._features is None else self._features.float()
+        finally:
+            self.module.train(training)
+            self._features = None
+        return z, features
+
+    def pullback(self, batch: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
+        """Embeddings without their graph, and the backward pass through it."""
+        self.module.train()
+        z = self._forward(batch)
+
+        def back(cotangent: Tensor) -> None:
+            if self.optimizer is not None:
+                self.optimizer.zero_grad(set_to_none=True)
+            z.backward(self._scaler.scale(cotangent) if self._scaler.is_enabled() else cotangent)
+
+        return z.detach(), back
+
+    def step(self, learning_rate: float) -> None:
+        """One step of the optimizer, its groups scaled to ``learning_rate``."""
+        if self.optimizer is None:
+            raise BackendError("this TorchEncoder was made without an optimizer, so it cannot be trained")
+        for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
+            group["lr"] = learning_rate * ratio
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The module's ``state_dict`` as NumPy arrays."""
+        return {name: x.detach().cpu().numpy().copy() for name, x in self.module.state_dict().items()}
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over weights by name."""
+        self.module.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
+
+
+def _ratios(optimizer: torch.optim.Optimizer | None) -> list[float]:
+    rates = [float(group["lr"]) for group in optimizer.param_groups] if optimizer else []
+    return [rate / rates[0] if rates[0] else 1.0 for rate in rates]

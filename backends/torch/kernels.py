@@ -1,0 +1,148 @@
+"""The kernels that PyTorch does faster than the reference, and the derivatives of those that have one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from la_core import kernels
+from la_core.errors import NotFiniteError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def _full_precision(f: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Autocast off: the bank, its scores and their log-sums stay in the bank's dtype."""
+
+    @wraps(f)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        kind = next(a.device.type for a in args if isinstance(a, Tensor))
+        with torch.autocast(device_type=kind, enabled=False):
+            return f(*args, **kwargs)
+
+    return run
+
+
+kernels.assign.override("torch")(_full_precision(kernels.assign.reference))
+
+
+@kernels.top_k.override("torch")
+def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Select the k largest values, then keep what reaches the least of them: indices come sorted and ties settled."""
+    threshold = torch.topk(x, k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    reach = x >= threshold
+    flat = reach.nonzero()
+    if bool(threshold.isnan().any()):  # NaN ranks highest, and nothing reaches it
+        raise NotFiniteError("the bank must be finite; a score against it is NaN")
+    if flat.shape[0] > x.shape[0] * k:  # more equals at the k-th place than places: the last ones go
+        surplus = reach.sum(dim=1) - k
+        for i in surplus.nonzero()[:, 0].tolist():
+            reach[i, (x[i] == threshold[i]).nonzero()[-int(surplus[i]) :, 0]] = False
+        flat = reach.nonzero()
+    columns = flat[:, 1].reshape(-1, k)
+    return torch.gather(x, 1, columns), columns
+
+
+@kernels.segment_sum.override("torch")
+def segment_sum(x: Tensor, segments: Tensor, n: int) -> Tensor:
+    """``index_add`` on the CPU; elsewhere the accumulating ``index_put``, which sorts and so repeats to the bit."""
+    total = x.new_zeros((n, x.shape[1]))
+    if x.device.type == "cpu":
+        return total.index_add_(0, segments.long(), x)
+    return total.index_put_((segments.long(),), x, accumulate=True)
+
+
+@kernels.put_rows.override("torch")
+def put_rows(x: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
+    """In place."""
+    with torch.no_grad():
+        return x.index_copy_(0, indices.long(), rows)
+
+
+@kernels.weighted_rows.override("torch")
+@_full_precision
+def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+    """One fused gather and sum: (B, k, D) is never built."""
+    total: Tensor = functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
+    return total
+
+
+def apply(function: Any, *args: Any) -> Any:
+    """``function.apply``, which PyTorch leaves untyped."""
+    return function.apply(*args)
+
+
+class _Nearest(torch.autograd.Function):
+    """The search itself has no derivative; the scores it finds have one, and it is a weighted sum of the rows found."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
+        scores, indices = kernels.nearest.reference(z, bank, k, budget)
+        ctx.save_for_backward(bank, indices)
+        ctx.mark_non_differentiable(indices)
+        return scores, indices
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        bank, indices = ctx.saved_tensors
+        return weighted_rows(grads[0], bank, indices), None, None, None
+
+
+class _ScoresAt(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+        ctx.save_for_backward(bank, indices)
+        scores: Tensor = kernels.scores_at.reference(z, bank, indices)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        bank, indices = ctx.saved_tensors
+        return weighted_rows(grads[0], bank, indices), None, None
+
+
+class _SoftmaxMean(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, bank: Tensor, temperature: float, budget: int) -> tuple[Tensor, Tensor]:
+        lse, mean = kernels.softmax_mean.reference(z, bank, temperature, budget)
+        ctx.save_for_backward(mean)
+        ctx.mark_non_differentiable(mean)
+        ctx.temperature = temperature
+        return lse, mean
+
+    @staticmethod
+    @once_differentiable  # the mean row is a constant here
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (mean,) = ctx.saved_tensors
+        return grads[0][:, None] * mean / ctx.temperature, None, None, None
+
+
+@kernels.nearest.override("torch")
+@_full_precision
+def nearest(z: Tensor, bank: Tensor, k: int, budget: int = kernels.BUDGET) -> tuple[Tensor, Tensor]:
+    """The blocked search of the reference, differentiable in ``z``."""
+    scores, indices = apply(_Nearest, z, bank, k, budget)
+    return scores, indices
+
+
+@kernels.scores_at.override("torch")
+@_full_precision
+def scores_at(z: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+    """The reference, with a derivative that gathers again instead of keeping (B, k, D)."""
+    scores: Tensor = apply(_ScoresAt, z, bank, indices)
+    return scores
+
+
+@kernels.softmax_mean.override("torch")
+@_full_precision
+def softmax_mean(z: Tensor, bank: Tensor, temperature: float, budget: int = kernels.BUDGET) -> tuple[Tensor, Tensor]:
+    """The one pass of the reference, with a derivative that needs no second one."""
+    lse, mean = apply(_SoftmaxMean, z, bank, temperature, budget)
+    return lse, mean

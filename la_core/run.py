@@ -1,0 +1,63 @@
+"""A run as it stands, and who is told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from la_core import evaluate
+from la_core.bank import State
+from la_core.data import Samples
+from la_core.protocol import Backend, Encoder
+from la_core.settings import Settings
+from la_core.views import View
+
+WARM_UP, AGGREGATION = "warm-up", "local aggregation"
+
+
+@dataclass
+class Run:
+    """A run as it stands; what :func:`train` returns and what callbacks see."""
+
+    data: Samples
+    test: Samples | None
+    view: View
+    encoder: Encoder
+    backend: Backend
+    settings: Settings
+    state: State
+    """Bank and labels, on the backend."""
+    epoch: int = 0
+    step: int = 0
+    phase: str = WARM_UP
+    status: str = "running"
+    last_batch: int = 0
+    """Size of the batch that was just learnt."""
+    history: list[dict[str, Any]] = field(default_factory=list)
+    """One record for each epoch, as in ``metrics.jsonl``."""
+
+    def embed(self, data: Samples | None = None) -> evaluate.Embedded:
+        """Embeddings and features of the evaluation views of ``data``, by default of the training samples."""
+        source = self.data if data is None else data
+        return evaluate.embed(
+            self.encoder, self.backend, source, self.view, self.settings.batch_size, self.settings.dtype
+        )
+
+
+class Callback:
+    """What a run calls as it goes. Override what you need; to stop a run, raise ``KeyboardInterrupt``."""
+
+    def on_start(self, run: Run) -> None:
+        """The bank is filled; no step has been made."""
+
+    def on_step(self, run: Run, loss: float) -> None:
+        """A batch was learnt and its bank rows were updated."""
+
+    def on_epoch(self, run: Run, record: dict[str, Any]) -> None:
+        """An epoch ended; ``record`` is the line of metrics."""
+
+    def on_phase_end(self, run: Run) -> None:
+        """``run.phase`` ended: the warm-up, or Local Aggregation."""
+
+    def on_end(self, run: Run) -> None:
+        """The run is over, in whatever way: see ``run.status``."""

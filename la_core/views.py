@@ -1,0 +1,160 @@
+"""Views of a sample: what the encoder sees of it, at random while it learns, always the same when it is evaluated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from la_core.errors import DataError
+
+
+class View(Protocol):
+    """Turns a sample into what the encoder takes."""
+
+    def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """A random view when given a generator, else the one evaluation view."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureView:
+    """Views of feature vectors: Gaussian noise, and coordinates set to zero. The evaluation view is the vector."""
+
+    noise: float = 0.0
+    """Standard deviation, in units of the features."""
+    drop: float = 0.0
+    """Share of the coordinates set to zero."""
+
+    def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """(F,) -> (F,) float32."""
+        x = sample.astype(np.float32)
+        if rng is not None and self.noise:
+            x = x + np.float32(self.noise) * rng.standard_normal(x.shape, dtype=np.float32)
+        if rng is not None and self.drop:
+            x = np.where(rng.random(x.shape) < self.drop, np.float32(0), x)
+        return x
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageView:
+    """Views of images by Pillow: resized crop, affine, grayscale, colour jitter, flip.
+
+    The evaluation view is the largest centred square. Both are resized to ``size`` and leave as (C, size, size)
+    float32, minus ``mean``, over ``std``. The defaults are the published augmentation.
+    """
+
+    size: int = 224
+    crop: tuple[float, float] = (0.2, 1.0)
+    """Range of the area of the crop, as a share of the image. (1, 1): no crop."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Range of the aspect of the crop."""
+    degrees: float = 0.0
+    """Rotation up to this much either way."""
+    shift: float = 0.0
+    """Translation up to this share of the size either way, along each axis."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Range of the zoom, drawn evenly in its logarithm."""
+    shear: float = 0.0
+    """Shear up to this many degrees either way."""
+    flip: float = 0.5
+    """Chance of a mirror image."""
+    grayscale: float = 0.2
+    """Chance of losing the colour."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.4)
+    """Strength of the change of brightness, contrast, saturation and hue, in random order."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    """Of each channel. A gray image takes the mean of three."""
+
+    def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+        """(H, W[, C]) uint8 -> (C, size, size) float32."""
+        from PIL import Image
+
+        if sample.dtype != np.uint8 or sample.ndim not in (2, 3):
+            raise DataError(f"an image must be (H, W) or (H, W, C) uint8; got {sample.shape} {sample.dtype}")
+        whole = Image.fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
+        image = self._centre(whole) if rng is None else self._random(whole, rng)
+        pixels = np.asarray(image, dtype=np.float32)
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        if pixels.shape[0] != mean.size:
+            mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+        scaled: np.ndarray = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+        return scaled
+
+    def _centre(self, image: Any) -> Any:
+        side = min(image.size)
+        left, top = (image.width - side) / 2, (image.height - side) / 2
+        return self._resize(image, (left, top, left + side, top + side))
+
+    def _resize(self, image: Any, box: tuple[float, ...]) -> Any:
+        from PIL import Image
+
+        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+
+    def _random(self, image: Any, rng: np.random.Generator) -> Any:
+        from PIL import Image
+
+        image = self._resize(image, self._crop_box(image.width, image.height, rng))
+        if self.degrees or self.shift or self.shear or self.scale != (1.0, 1.0):
+            image = image.transform(image.size, Image.Transform.AFFINE, self._affine(rng), Image.Resampling.BILINEAR)
+        if image.mode == "RGB" and rng.random() < self.grayscale:
+            image = image.convert("L").convert("RGB")
+        image = self._jittered(image, rng)
+        if rng.random() < self.flip:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image
+
+    def _crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, ...]:
+        if self.crop == (1.0, 1.0):
+            return (0, 0, width, height)
+        for _ in range(10):  # the usual rejection: ten tries, then the whole image
+            area = rng.uniform(*self.crop) * width * height
+            aspect = np.exp(rng.uniform(np.log(self.ratio[0]), np.log(self.ratio[1])))
+            w, h = np.sqrt(area * aspect), np.sqrt(area / aspect)
+            if w <= width and h <= height:
+                left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+                return (left, top, left + w, top + h)
+        return (0, 0, width, height)
+
+    def _affine(self, rng: np.random.Generator) -> tuple[float, ...]:
+        angle = np.deg2rad(rng.uniform(-self.degrees, self.degrees))
+        shear = np.tan(np.deg2rad(rng.uniform(-self.shear, self.shear)))
+        zoom = np.exp(rng.uniform(np.log(self.scale[0]), np.log(self.scale[1])))
+        shift = rng.uniform(-self.shift, self.shift, 2) * self.size
+        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+        # Pillow maps output to input, about the corner; this turns about the centre.
+        inverse = np.linalg.inv(zoom * turn @ np.array([[1.0, shear], [0.0, 1.0]]))
+        centre = np.full(2, self.size / 2)
+        offset = centre - inverse @ (centre + shift)
+        return (*inverse[0], offset[0], *inverse[1], offset[1])
+
+    def _jittered(self, image: Any, rng: np.random.Generator) -> Any:
+        from PIL import ImageEnhance
+
+        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
+        for which in rng.permutation(4):
+            strength = self.jitter[which]
+            if not strength or (image.mode != "RGB" and which >= 2):
+                continue
+            amount = rng.uniform(-strength, strength)
+            image = _turn_hue(image, amount) if which == 3 else enhancers[which](image).enhance(1 + amount)
+        return image
+
+
+def default_view(sample: np.ndarray) -> View:
+    """The published augmentation for an image (H, W[, C]) uint8, at its own size; anything else as it is."""
+    if sample.dtype == np.uint8 and sample.ndim in (2, 3):
+        return ImageView(size=min(sample.shape[:2]))
+    return FeatureView()
+
+
+def _turn_hue(image: Any, amount: float) -> Any:
+    """Turn the hue by ``amount`` of a full circle, in [-0.5, 0.5]."""
+    from PIL import Image
+
+    hue, saturation, value = image.convert("HSV").split()
+    turned = (np.asarray(hue, dtype=np.int32) + round(amount * 256)) % 256
+    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")

@@ -1,0 +1,104 @@
+"""The main job: its data, its options, and what it prints and leaves behind."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from la_core import digits, job
+from la_core.folder import read_metrics
+from la_core.mlp import MLP
+from la_core.settings import Settings
+
+SETTINGS = Settings(epochs=4, warmup_epochs=2, optimizer="adam", learning_rate=1e-3, knn_k=5)
+
+
+def perceptron(backend, settings, shape):
+    return MLP(backend, (int(np.prod(shape)), 16, 8), settings)
+
+
+def call(*options):
+    return job.main("numpy", {"mlp": perceptron}, SETTINGS, [str(option) for option in options])
+
+
+def test_no_original_is_on_both_sides_and_every_digit_is_on_its_canvas():
+    train, test = digits.placed_digits()
+    again, _ = digits.placed_digits()
+    np.testing.assert_array_equal(train.source, again.source)
+    assert len(train) + len(test) // digits.TEST_COPIES == 1797
+    assert set(train.classes) == set(test.classes) == set(range(10))
+    # Distinct originals leave distinct inks: nothing of the test set stands among the training set.
+    seen = {image.tobytes() for image in train.source}
+    assert not seen & {image.tobytes() for image in test.source}
+    ink = np.asarray(train.source, dtype=float).sum(axis=(1, 2))
+    assert ink.min() > 0
+    centres = [np.average(np.arange(digits.CANVAS), weights=image.sum(axis=0)) for image in train.source.astype(float)]
+    assert np.std(centres) > 2  # they are at many places
+
+
+def test_a_folder_with_classes_gives_a_table_and_pictures(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name, bright in (("left", slice(0, 10)), ("right", slice(10, 20))):
+        for i in range(20):
+            path = tmp_path / "images" / name / f"{i}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            image = rng.integers(0, 60, (20, 20, 3), dtype=np.uint8)
+            image[:, bright] += 150
+            Image.fromarray(image).save(path)
+    assert call("--data", tmp_path / "images", "--size", 12, "--out", tmp_path / "run", "--seed", 3) == 0
+    out = capsys.readouterr().out
+    rows = json.loads((tmp_path / "run" / "table.json").read_text())
+    assert list(rows) == ["raw pixels", "untrained encoder", "after warm-up", "after local aggregation"]
+    for name in rows:
+        assert name in out
+    assert all(0 <= x <= 1 for row in rows.values() for x in row if x is not None)
+    assert rows["raw pixels"][0] == 1
+    assert Settings.load(tmp_path / "run" / "settings.json").seed == 3
+    assert len(list(read_metrics(tmp_path / "run"))) == 4
+    for picture in ("curves.png", "neighbours.png"):
+        with Image.open(tmp_path / "run" / picture) as image:
+            assert image.width > 300
+
+
+def test_an_npz_without_labels_runs_and_says_that_there_is_no_accuracy(tmp_path, capsys):
+    np.savez(tmp_path / "x.npz", images=np.random.default_rng(0).integers(0, 256, (30, 10, 10), dtype=np.uint8))
+    assert call("--data", tmp_path / "x.npz", "--size", 10, "--out", tmp_path / "run", "--epochs", 2) == 0
+    assert "no accuracy" in capsys.readouterr().out
+    assert (tmp_path / "run" / "curves.png").is_file()
+
+
+def test_runs_without_out_never_meet(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.savez("x.npz", images=np.random.default_rng(0).integers(0, 256, (12, 10, 10), dtype=np.uint8))
+    for _ in range(2):
+        assert call("--data", "x.npz", "--size", 10, "--epochs", 2) == 0
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["mlp-numpy-1", "mlp-numpy-2"]
+
+
+def test_errors_are_one_line(tmp_path, capsys):
+    assert call("--data", tmp_path / "nowhere", "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err == f"error: {tmp_path / 'nowhere'} is not a folder\n"
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "broken.png").write_bytes(b"no image")
+    assert call("--data", tmp_path / "bad", "--out", tmp_path / "run") == 2
+    assert "broken.png" in capsys.readouterr().err
+    assert call("--device", "cuda") == 2
+    assert "'cpu' only" in capsys.readouterr().err
+
+
+def test_help_explains_every_option(capsys):
+    with pytest.raises(SystemExit) as stop:
+        call("--help")
+    assert stop.value.code == 0
+    out = capsys.readouterr().out
+    for option in ("--data", "--encoder", "--epochs", "--device", "--seed", "--out", "--quick", "--size"):
+        assert option in out
+
+
+def test_a_missing_demo_package_says_what_to_install(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sklearn", None)
+    assert call() == 2
+    assert "pip install 'la-core[demo]'" in capsys.readouterr().err
