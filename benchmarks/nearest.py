@@ -20,6 +20,7 @@ import numpy as np
 
 
 def inputs(n, dim, batch):
+    """Isotropic unit vectors: queries (batch, dim) and a bank (n, dim)."""
     rng = np.random.default_rng(0)
     bank = rng.standard_normal((n, dim), dtype=np.float32)
     for start in range(0, n, 65536):  # in place: the inputs leave no peak of their own
@@ -30,6 +31,7 @@ def inputs(n, dim, batch):
 
 
 def contenders(z, bank, k):
+    """By name, calls that give the k best scores of every row."""
     import torch
 
     import la_core
@@ -55,11 +57,13 @@ def contenders(z, bank, k):
 
 
 def memory(field):
+    """A line of this process's memory figures, in MB."""
     status = Path("/proc/self/status").read_text()
     return int(next(line.split()[1] for line in status.splitlines() if line.startswith(field))) / 1024
 
 
 def child(arguments):
+    """Print the peak extra memory of one call."""
     z, bank = inputs(arguments.n, arguments.dim, arguments.batch)
     call = contenders(z, bank, arguments.k)[arguments.only]
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
@@ -68,7 +72,13 @@ def child(arguments):
     print(memory("VmHWM") - before)
 
 
+def spread(values):
+    """Least, median and greatest."""
+    return [round(x, 3) for x in (min(values), statistics.median(values), max(values))]
+
+
 def main():
+    """Measure, print, and keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, value in (("n", 1_000_000), ("dim", 128), ("batch", 64), ("k", 4096), ("repeats", 5)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -96,19 +106,12 @@ def main():
         command = [sys.executable, __file__, *sys.argv[1:], "--only", name]
         peak = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         rival = next(other for other in seconds if other.split(":")[0] == name.split(":")[0] and other != name)
-        ratios = [theirs / ours for ours, theirs in zip(times, seconds[rival], strict=True)]
-        results[name] = {
-            "median_s": statistics.median(times),
-            "min_s": min(times),
-            "max_s": max(times),
-            "times_faster_than_rival": statistics.median(ratios),
-            "ratio_spread": [min(ratios), max(ratios)],
-            "peak_extra_MB": peak,
-        }
+        took = spread([1e3 * t for t in times])
+        ratio = spread([theirs / ours for ours, theirs in zip(times, seconds[rival], strict=True)])
+        results[name] = {"ms": took, "times_faster_than_rival": ratio, "peak_extra_MB": round(peak)}
         print(
-            f"{name:<30} {statistics.median(times) * 1e3:7.0f} ms  ({min(times) * 1e3:.0f} to {max(times) * 1e3:.0f})   "
-            f"{statistics.median(ratios):.2f}x its rival ({min(ratios):.2f} to {max(ratios):.2f})   "
-            f"peak extra {peak:.0f} MB"
+            f"{name:<30} {took[1]:7.0f} ms ({took[0]:.0f} to {took[2]:.0f})   "
+            f"{ratio[1]:.2f}x its rival ({ratio[0]:.2f} to {ratio[2]:.2f})   peak extra {peak:.0f} MB"
         )
     import torch
 

@@ -8,9 +8,9 @@ import math
 import sys
 
 import torch
-from la_core.backends.torch import SmallCNN, TorchBackend, TorchEncoder, make_optimizer, mlp
 
 from la_core import job
+from la_core.backends.torch import SmallCNN, TorchBackend, TorchEncoder, make_optimizer, mlp
 from la_core.digits import SETTINGS
 from la_core.protocol import Backend
 from la_core.settings import Settings

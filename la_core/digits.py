@@ -37,7 +37,7 @@ VIEW = ImageView(
 
 SETTINGS = Settings(
     epochs=160,
-    warmup_epochs=80,
+    warmup_epochs=60,
     optimizer="adam",
     learning_rate=3e-3,
     schedule="cosine",

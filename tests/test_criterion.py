@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from la_core.backends.torch import LocalAggregation, TorchEncoder, parameter_groups
 from torch import nn
 from variants import EXACT, assert_close, assert_same
 
 import la_core
+from la_core.backends.torch import LocalAggregation, TorchEncoder, parameter_groups
 from la_core.errors import BackendError, KindError, ShapeError
 
 N, DIM, BATCH = 40, 6, 5

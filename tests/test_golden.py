@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from la_core.backends.torch import LocalAggregation
 from variants import NUMPY, TORCH, assert_close
 
 import la_core
+from la_core.backends.torch import LocalAggregation
 
 GOLDEN = np.load(Path(__file__).with_name("reference.npz"))
 CASES = ("small", "union", "cool", "all_background")

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from la_core.backends.torch import TorchEncoder, make_optimizer, mlp
 
 import la_core
 from la_core import Settings, train
+from la_core.backends.torch import TorchEncoder, make_optimizer, mlp
 from la_core.errors import DataError, NotFiniteError, RunFolderError, SettingsError, ShapeError
 from la_core.folder import read_metrics
 from la_core.mlp import MLP

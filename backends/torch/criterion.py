@@ -6,22 +6,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from la_core.backends.torch.kernels import apply
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from la_core import objectives
+from la_core import check, objectives
+from la_core.backends.torch.kernels import apply
 from la_core.bank import State, random_rows, update
 from la_core.clusters import Clustering, cluster
+from la_core.neighbours import COMBINATIONS
 
 
 class LocalAggregation(nn.Module):
     """The objective for a loop of your own: ``loss = criterion(model(x), indices)``, then ``loss.backward()``.
 
     It keeps the bank (N, D) and the labels (H, N) as buffers, so both are in ``state_dict``. Until the first
-    :meth:`cluster` it is Instance Discrimination, the warm-up; from then on Local Aggregation. In training mode the
-    bank rows of the batch are updated after their loss has been differentiated, once for each forward pass; in
-    evaluation mode nothing changes.
+    :meth:`cluster` it is Instance Discrimination, the warm-up; from then on Local Aggregation. Labels of your own,
+    (H, N) integers, can be assigned to ``criterion.labels`` instead. In training mode the bank rows of the batch are
+    updated after their loss has been differentiated, once for each forward pass; in evaluation mode nothing changes.
 
     Parameters
     ----------
@@ -50,10 +51,11 @@ class LocalAggregation(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        self.n_background = min(4096, n_samples) if n_background is None else n_background
-        self.temperature = temperature
-        self.mixing = mixing
-        self.combine = combine
+        wanted = min(4096, n_samples) if n_background is None else n_background
+        self.n_background = check.count("n_background", wanted, n_samples, "the number of samples")
+        self.temperature = check.number("temperature", temperature, 0.0, open_low=True)
+        self.mixing = check.number("mixing", mixing, 0.0, 1.0)
+        self.combine = check.choice("combine", combine, COMBINATIONS)
         self.n_close: Tensor | None = None
         """(B,) close neighbours of each row of the last batch, within its background; None during the warm-up."""
         self.register_buffer("bank", torch.from_numpy(random_rows(n_samples, dim, seed=seed)))

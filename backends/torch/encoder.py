@@ -101,7 +101,7 @@ class TorchEncoder:
             z: Tensor = self.module(batch)
         if z.ndim != 2:
             raise ShapeError(f"the encoder must map a batch to embeddings (B, D); it gave {tuple(z.shape)}")
-        return z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        return _widened(z)
 
     def apply(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Embeddings and features, in evaluation mode, without a graph."""
@@ -110,7 +110,7 @@ class TorchEncoder:
         try:
             with torch.no_grad():
                 z = self._forward(batch)
-            features = z if self._features is None else self._features.float()
+            features = z if self._features is None else _widened(self._features)
         finally:
             self.module.train(training)
             self._features = None
@@ -144,6 +144,11 @@ class TorchEncoder:
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over weights by name."""
         self.module.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
+
+
+def _widened(x: Tensor) -> Tensor:
+    """Half precision as float32."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
 def _ratios(optimizer: torch.optim.Optimizer | None) -> list[float]:
