@@ -7,7 +7,7 @@ import math
 import sys
 
 from la_core import job
-from la_core.digits import SETTINGS
+from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
 from la_core.mlp import MLP
 from la_core.protocol import Backend
 from la_core.settings import Settings
@@ -17,8 +17,8 @@ DIM = 64
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> MLP:
     """Two hidden layers."""
-    return MLP(backend, (math.prod(shape), 512, 256, DIM), settings)
+    return MLP(backend, (math.prod(shape), 1024, 512, DIM), settings)
 
 
 if __name__ == "__main__":
-    sys.exit(job.main("numpy", {"mlp": perceptron}, SETTINGS))
+    sys.exit(job.main("numpy", {"mlp": job.Recipe(perceptron, GENTLE_SETTINGS, GENTLE_VIEW)}))

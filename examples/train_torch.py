@@ -11,7 +11,7 @@ import torch
 
 from la_core import job
 from la_core.backends.torch import SmallCNN, TorchBackend, TorchEncoder, make_optimizer, mlp
-from la_core.digits import SETTINGS
+from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
 from la_core.protocol import Backend
 from la_core.settings import Settings
 
@@ -27,7 +27,7 @@ def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEn
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:
     """Two hidden layers."""
     torch.manual_seed(settings.seed)
-    return encoder(mlp((math.prod(shape), 512, 256, DIM)), backend, settings)
+    return encoder(mlp((math.prod(shape), 1024, 512, DIM)), backend, settings)
 
 
 def encoder(module: torch.nn.Module, backend: Backend, settings: Settings) -> TorchEncoder:
@@ -38,4 +38,5 @@ def encoder(module: torch.nn.Module, backend: Backend, settings: Settings) -> To
 
 
 if __name__ == "__main__":
-    sys.exit(job.main("torch", {"cnn": cnn, "mlp": perceptron}, SETTINGS))
+    encoders = {"cnn": job.Recipe(cnn), "mlp": job.Recipe(perceptron, GENTLE_SETTINGS, GENTLE_VIEW)}
+    sys.exit(job.main("torch", encoders))

@@ -6,6 +6,8 @@ that no original is on both sides. Pixels alone say little here: the same digit 
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from la_core.data import Samples
@@ -33,7 +35,10 @@ VIEW = ImageView(
     mean=(0.15,),
     std=(0.3,),
 )
-"""Random views move a digit as the placing does."""
+"""Random views that move a digit as the placing does: for an encoder with convolutions."""
+
+GENTLE_VIEW = replace(VIEW, degrees=15, shift=0.12, scale=(0.87, 1.15), shear=5)
+"""Random views that move it less: for an encoder that has to learn every place by itself."""
 
 SETTINGS = Settings(
     epochs=160,
@@ -46,6 +51,8 @@ SETTINGS = Settings(
     knn_k=20,
 )
 """A recipe that learns in a few minutes on two cores."""
+
+GENTLE_SETTINGS = replace(SETTINGS, learning_rate=1e-3)
 
 
 def placed_digits(seed: int = 0) -> tuple[Samples, Samples]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from la_core import evaluate, report
+from la_core import digits, evaluate, report
 from la_core.bank import unit
 from la_core.data import Samples, load, load_npz, samples
 from la_core.errors import DataError, LaCoreError
@@ -27,22 +27,25 @@ from la_core.settings import Settings
 from la_core.train import train
 from la_core.views import ImageView
 
-MakeEncoder = Callable[[Backend, Settings, tuple[int, ...]], Encoder]
-"""From the backend, the settings and the shape of a view (C, H, W), an encoder."""
+
+@dataclass(frozen=True)
+class Recipe:
+    """An encoder, with what suits it on the digits."""
+
+    make_encoder: Callable[[Backend, Settings, tuple[int, ...]], Encoder]
+    """From the backend, the settings and the shape of a view (C, H, W)."""
+    settings: Settings = digits.SETTINGS
+    view: ImageView = digits.VIEW
+
 
 TEST_SHARE = 0.2
 
 
-def main(
-    framework: str,
-    encoders: Mapping[str, MakeEncoder],
-    settings: Settings,
-    argv: Sequence[str] | None = None,
-) -> int:
+def main(framework: str, encoders: Mapping[str, Recipe], argv: Sequence[str] | None = None) -> int:
     """Run the job from the command line. The first encoder is the default. Returns the exit status."""
-    options = _parser(framework, encoders, settings).parse_args(argv)
+    options = _parser(framework, encoders).parse_args(argv)
     try:
-        _Job(framework, encoders[options.encoder], settings, options).run()
+        _Job(framework, encoders[options.encoder], options).run()
     except LaCoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -52,7 +55,9 @@ def main(
     return 0
 
 
-def _parser(framework: str, encoders: Mapping[str, MakeEncoder], settings: Settings) -> argparse.ArgumentParser:
+def _parser(framework: str, encoders: Mapping[str, Recipe]) -> argparse.ArgumentParser:
+    first = next(iter(encoders))
+    settings = encoders[first].settings
     parser = argparse.ArgumentParser(
         description=f"Local Aggregation of images with {framework}. Without options: handwritten digits, each "
         "somewhere on a larger canvas; prints how well the nearest neighbours of an image tell its class.",
@@ -63,7 +68,7 @@ def _parser(framework: str, encoders: Mapping[str, MakeEncoder], settings: Setti
         "'images' (N, H, W[, C]) uint8 and, if there are any, 'labels', 'test_images', 'test_labels'; "
         "by default the digits")  # fmt: skip
     add("--size", type=int, default=64, help="side in pixels to which images of --data are resized")
-    add("--encoder", choices=sorted(encoders), default=next(iter(encoders)), help="network to train from nothing")
+    add("--encoder", choices=sorted(encoders), default=first, help="network to train from nothing")
     add("--epochs", type=int, default=settings.epochs, help="epochs in all; the warm-up keeps its share of them")
     add("--device", help="device in the framework's own words, such as cpu or cuda:0")
     add("--seed", type=int, default=settings.seed, help="the one seed of the run")
@@ -75,8 +80,7 @@ def _parser(framework: str, encoders: Mapping[str, MakeEncoder], settings: Setti
 @dataclass
 class _Job:
     framework: str
-    make_encoder: MakeEncoder
-    defaults: Settings
+    recipe: Recipe
     options: argparse.Namespace
 
     def run(self) -> None:
@@ -84,7 +88,9 @@ class _Job:
         library = backend(self.framework, options.device)
         own = options.data is not None
         _need("PIL", "matplotlib", *([] if own else ["sklearn"]))
-        train_set, test_set, view = _own(options.data, options.size, options.seed) if own else _digits()
+        train_set, test_set, view = (
+            _own(options.data, options.size, options.seed) if own else (*digits.placed_digits(), self.recipe.view)
+        )
         settings = self._settings().resolved(len(train_set))
         options.out = Path(options.out) if options.out else _free_folder(f"{options.encoder}-{self.framework}")
         shape = load(train_set, [0], view, None).shape[1:]
@@ -92,7 +98,7 @@ class _Job:
         print(f"{len(train_set)} training samples, {0 if test_set is None else len(test_set)} test samples")
         print(f"{options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
         print(settings, flush=True)
-        encoder = self.make_encoder(library, settings, shape)
+        encoder = self.recipe.make_encoder(library, settings, shape)
         table = _Table(train_set, test_set, view, settings)
         run = train(
             train_set,
@@ -118,8 +124,9 @@ class _Job:
     def _settings(self) -> Settings:
         options = self.options
         epochs = max(2, options.epochs // 20) if options.quick else options.epochs
-        share = self.defaults.warmup_epochs / self.defaults.epochs
-        settings = replace(self.defaults, seed=options.seed, epochs=epochs, warmup_epochs=round(share * epochs))
+        defaults = self.recipe.settings
+        share = defaults.warmup_epochs / defaults.epochs
+        settings = replace(defaults, seed=options.seed, epochs=epochs, warmup_epochs=round(share * epochs))
         return settings if options.data is None else replace(settings, knn_k=None)  # by the number of samples
 
 
@@ -193,12 +200,6 @@ def _need(*packages: str) -> None:
         raise DataError(f"the job needs {', '.join(missing)}, not installed: pip install 'la-core[demo]'")
 
 
-def _digits() -> tuple[Samples, Samples, ImageView]:
-    from la_core.digits import VIEW, placed_digits
-
-    return (*placed_digits(), VIEW)
-
-
 def _own(path: str, size: int, seed: int) -> tuple[Samples, Samples | None, ImageView]:
     """The user's images; where classes are known and no test set comes with them, a part is held out."""
     data, test = load_npz(path) if path.endswith(".npz") else (samples(path), None)
@@ -213,8 +214,8 @@ def _gallery(run: Run, table: _Table, path: Path) -> None:
     """Test samples with their nearest training samples, by pixels and by embedding."""
     if run.test is None or run.test.classes is None or run.data.classes is None:
         return
-    # One query of each class, as far as there is room: the first of each.
-    chosen = np.unique(run.test.classes, return_index=True)[1][:8]
+    # The first test sample of each class, as far as there is room.
+    chosen = np.unique(run.test.classes, return_index=True)[1][:10]
     train_pixels, test_pixels = table.pixels(run.data), table.pixels(run.test)
     found = {}
     for name, rows, queries in (

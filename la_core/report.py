@@ -10,7 +10,7 @@ import numpy as np
 
 from la_core.folder import read_metrics
 
-GREEN, RED, GRAY = "#2a9d5c", "#d1495b", "#777777"
+BLUE, GREEN, RED, GRAY = "#2b6cb0", "#2a9d5c", "#d1495b", "#777777"
 
 
 def curves(folder: str | Path, baselines: Mapping[str, float] | None = None) -> Path:
@@ -47,11 +47,14 @@ def curves(folder: str | Path, baselines: Mapping[str, float] | None = None) -> 
         axes[1].legend(frameon=False)
 
     aggregated = [r for r in records if "mean_close" in r]
-    axes[2].plot([r["epoch"] for r in aggregated], [r["mean_close"] for r in aggregated], label="mean size of C in B")
-    axes[2].set_title("close neighbours")
+    axes[2].plot([r["epoch"] for r in aggregated], [r["mean_close"] for r in aggregated], color=BLUE)
+    axes[2].set_title("close neighbours within the background")
+    axes[2].set_ylabel("mean number", color=BLUE)
+    axes[2].set_ylim(bottom=0)
     share = axes[2].twinx()
-    share.plot([r["epoch"] for r in aggregated], [r["without_close"] for r in aggregated], color=RED)
-    share.set_ylabel("share of rows without any", color=RED)
+    share.plot([r["epoch"] for r in aggregated], [100 * r["without_close"] for r in aggregated], color=RED)
+    share.set_ylabel("% of rows without any", color=RED)
+    share.set_ylim(bottom=0)
     return _save(figure, Path(folder) / "curves.png")
 
 

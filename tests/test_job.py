@@ -21,7 +21,7 @@ def perceptron(backend, settings, shape):
 
 
 def call(*options):
-    return job.main("numpy", {"mlp": perceptron}, SETTINGS, [str(option) for option in options])
+    return job.main("numpy", {"mlp": job.Recipe(perceptron, SETTINGS)}, [str(option) for option in options])
 
 
 def test_no_original_is_on_both_sides_and_every_digit_is_on_its_canvas():
