@@ -283,7 +283,7 @@ def test_features_are_the_input_of_the_last_linear_by_default():
     module.eval()
     with torch.no_grad():
         want = module[:6](images())
-        assert torch.equal(features, want.float())
+        assert torch.equal(features, want)
         assert torch.equal(z, module(images()))
 
 
@@ -293,7 +293,7 @@ def test_features_of_a_named_part_are_flattened():
     assert features.shape == (BATCH, 64)
     assert z.shape == (BATCH, DIM)
     with torch.no_grad():
-        assert torch.equal(features, module[0](images()).flatten(1).float())
+        assert torch.equal(features, module[0](images()).flatten(1))
 
 
 def test_features_of_an_unknown_part():
