@@ -48,6 +48,7 @@ def random_rows(n: int, dim: int, *, seed: int) -> np.ndarray:
     """Unit vectors drawn uniformly from the sphere, float32 (n, dim), on the host."""
     check.count("n", n)
     check.count("dim", dim)
+    check.count("seed", seed, least=0)
     rows = generator(seed, "bank").standard_normal((n, dim), dtype=np.float32)
     return np.asarray(unit(rows))
 

@@ -112,6 +112,8 @@ class _Job:
         )
         if table.rows:
             print(f"\n{table}\n")
+            if self.options.quick:
+                print("quick: everything ran, in too few epochs to learn from; leave --quick out to see what it learns")
             (options.out / "table.txt").write_text(f"{table}\n")
             (options.out / "table.json").write_text(json.dumps(table.rows, indent=2) + "\n")
             _gallery(run, table, options.out / "neighbours.png")
@@ -203,9 +205,9 @@ def _need(*packages: str) -> None:
 def _own(path: str, size: int, seed: int) -> tuple[Samples, Samples | None, ImageView]:
     """The user's images; where classes are known and no test set comes with them, a part is held out."""
     data, test = load_npz(path) if path.endswith(".npz") else (samples(path), None)
-    if test is None and data.classes is not None:
+    n_test = round(TEST_SHARE * len(data))
+    if test is None and data.classes is not None and n_test:
         order = generator(seed, "split").permutation(len(data))
-        n_test = round(TEST_SHARE * len(data))
         data, test = data.part(order[n_test:]), data.part(order[:n_test])
     return data, test, ImageView(size=size)
 

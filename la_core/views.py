@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
-from la_core.errors import DataError
+from la_core.errors import DataError, SettingsError
 
 
 class View(Protocol):
@@ -26,6 +27,12 @@ class FeatureView:
     """Standard deviation, in units of the features."""
     drop: float = 0.0
     """Share of the coordinates set to zero."""
+
+    def __post_init__(self) -> None:
+        if not (self.noise >= 0 and 0 <= self.drop < 1):
+            raise SettingsError(
+                f"noise must be at least 0 and drop between 0 and 1; got noise {self.noise}, drop {self.drop}"
+            )
 
     def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """(F,) -> (F,) float32."""
@@ -67,6 +74,26 @@ class ImageView:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Of each channel. A gray image takes the mean of three."""
+
+    def __post_init__(self) -> None:
+        ranges = {"crop": (self.crop, 1.0), "ratio": (self.ratio, math.inf), "scale": (self.scale, math.inf)}
+        shares = {"shift": self.shift, "flip": self.flip, "grayscale": self.grayscale}
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or self.size < 1:
+            raise SettingsError(f"size must be an integer of at least 1; got {self.size!r}")
+        for name, ((low, high), most) in ranges.items():
+            if not 0 < low <= high <= most:
+                limit = "" if most == math.inf else f" and at most {most:g}"
+                raise SettingsError(f"{name} must be a range (low, high) above 0{limit}; got {(low, high)}")
+        for name, share in shares.items():
+            if not 0 <= share <= 1:
+                raise SettingsError(f"{name} must be between 0 and 1; got {share}")
+        if not 0 <= self.shear < 90:
+            raise SettingsError(f"shear must be at least 0 and below 90 degrees; got {self.shear}")
+        if len(self.jitter) != 4 or not all(0 <= j <= 1 for j in self.jitter) or self.jitter[3] > 0.5:
+            raise SettingsError(
+                f"jitter must be brightness, contrast and saturation between 0 and 1, and hue between 0 and 0.5; "
+                f"got {self.jitter}"
+            )
 
     def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """(H, W[, C]) uint8 -> (C, size, size) float32."""

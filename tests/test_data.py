@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from la_core import data, views
-from la_core.errors import DataError
+from la_core.errors import DataError, SettingsError
 
 
 @given(n=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 5))
@@ -72,6 +72,34 @@ def test_gray_has_three_equal_channels_and_a_full_turn_of_the_hue_changes_little
     np.testing.assert_array_equal(seen[0], seen[2])
     turned = np.asarray(views._turn_hue(Image.fromarray(image), 1.0), dtype=int)
     assert np.abs(turned - image).max() <= 8  # HSV in 8 bits and back
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"size": 0},
+        {"size": 2.5},
+        {"crop": (0.0, 1.0)},
+        {"crop": (0.5, 1.1)},
+        {"scale": (1.2, 0.8)},
+        {"ratio": (-1.0, 1.0)},
+        {"flip": 1.5},
+        {"grayscale": -0.1},
+        {"shift": 2.0},
+        {"shear": 90.0},
+        {"jitter": (0.4, 0.4, 0.4, 0.6)},
+        {"jitter": (0.4, 0.4)},
+    ],
+)
+def test_a_view_that_no_image_could_have_is_refused(bad):
+    with pytest.raises(SettingsError, match=next(iter(bad))):
+        views.ImageView(**bad)
+
+
+@pytest.mark.parametrize("bad", [{"noise": -1.0}, {"drop": 1.0}, {"drop": float("nan")}])
+def test_a_feature_view_that_leaves_nothing_is_refused(bad):
+    with pytest.raises(SettingsError, match=next(iter(bad))):
+        views.FeatureView(**bad)
 
 
 def test_feature_views():

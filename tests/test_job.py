@@ -85,6 +85,8 @@ def test_errors_are_one_line(tmp_path, capsys):
     (tmp_path / "bad" / "broken.png").write_bytes(b"no image")
     assert call("--data", tmp_path / "bad", "--out", tmp_path / "run") == 2
     assert "broken.png" in capsys.readouterr().err
+    assert call("--data", tmp_path / "bad", "--size", 0, "--out", tmp_path / "run") == 2
+    assert capsys.readouterr().err == "error: size must be an integer of at least 1; got 0\n"
     assert call("--device", "cuda") == 2
     assert "'cpu' only" in capsys.readouterr().err
 
