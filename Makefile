@@ -7,13 +7,13 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 MYPY := ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-quick test lint types tests wheel clean
+.PHONY: help venv demo demo-quick test lint types tests agreement wheel clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
 		printf 'make %-12s %s\n' "$$name" "$$what"; done
 
-venv: $(READY)  ## make .venv: la-core (editable), PyTorch, and the tools
+venv: $(READY)  ## make .venv: la-core (editable), PyTorch, JAX, and the tools
 
 # pip itself first: it reads dependency groups from 25.1 on. No build isolation: setuptools comes from constraints.txt.
 $(READY): pyproject.toml constraints.txt
@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade pip setuptools
-	@$(PIP) --no-build-isolation -e '.[torch,demo]' --group test --group lint --group build
+	@$(PIP) --no-build-isolation -e '.[torch,jax,demo]' --group test --group lint --group build
 	@touch $@
 
 demo: $(READY)  ## learn embeddings of handwritten digits, and draw what was learnt
@@ -46,6 +46,9 @@ types: $(READY)  ## mypy, strict, on the package and the examples
 
 tests: $(READY)  ## pytest
 	$(BIN)/pytest
+
+agreement: $(READY)  ## the table: how far each library is from NumPy, function by function
+	PYTHONPATH=tests $(BIN)/python -m agreement.table
 
 wheel: $(READY)  ## sdist and wheel, in dist/
 	$(BIN)/python -m build --no-isolation

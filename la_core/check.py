@@ -6,6 +6,7 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from la_core import protocol
@@ -22,12 +23,12 @@ def together(**arrays: Array) -> Any:
             )
     (first, like), *rest = arrays.items()
     for name, x in rest:
-        if library(x) != library(like):
+        if _family(x) != _family(like):
             raise KindError(
                 f"{first} and {name} must be arrays of one library; got {_a(like)} and {_a(x)}. "
                 f"Convert one of them first"
             )
-        if device(x) != device(like):
+        if not traced(x) and not traced(like) and device(x) != device(like):
             raise KindError(
                 f"{first} and {name} must be on one device; {first} is on {device(like)} and {name} on {device(x)}"
             )
@@ -63,7 +64,10 @@ def embeddings(z: Array, bank: Array) -> None:
 
 
 def finite(name: str, x: Array) -> None:
-    """No NaN and no infinity anywhere in ``x``."""
+    """No NaN and no infinity anywhere in ``x``, where its numbers can be seen."""
+    x = _seen(x)
+    if x is None:
+        return
     xp = array_namespace(x)
     if not bool(xp.all(xp.isfinite(x))):
         bad = xp.any(xp.reshape(~xp.isfinite(x), (x.shape[0], -1)), axis=1)
@@ -75,13 +79,17 @@ def finite(name: str, x: Array) -> None:
 
 
 def indices(name: str, x: Array, shape: tuple[int | None, ...], n: int) -> None:
-    """Integers in [0, n) of the given shape; ``None`` in ``shape`` is any length."""
+    """Integers in [0, n) of the given shape, as far as they can be seen; ``None`` in ``shape`` is any length."""
     _integers(name, x, shape)
     xp = array_namespace(x)
     if x.dtype not in (xp.int32, xp.int64):
         raise KindError(f"{name} must be int32 or int64; got dtype {x.dtype}")
     if 0 in x.shape:
         raise ShapeError(f"{name} must not be empty; got shape {tuple(x.shape)}")
+    x = _seen(x)
+    if x is None:
+        return
+    xp = array_namespace(x)
     low, high = int(xp.min(x)), int(xp.max(x))
     if low < 0 or high >= n:
         worst = low if low < 0 else high
@@ -109,6 +117,7 @@ def _integers(name: str, x: Array, shape: tuple[int | None, ...]) -> None:
 
 def count(name: str, value: object, most: int | None = None, of: str = "", least: int = 1) -> int:
     """An integer in [least, most]."""
+    _static(name, value, "integer")
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise KindError(f"{name} must be an integer; got {value!r}")
     if int(value) < least or (most is not None and int(value) > most):
@@ -119,6 +128,7 @@ def count(name: str, value: object, most: int | None = None, of: str = "", least
 
 def number(name: str, value: object, low: float, high: float = math.inf, *, open_low: bool = False) -> float:
     """A finite number in [low, high], or in (low, high] when ``open_low``."""
+    _static(name, value, "number")
     if isinstance(value, bool) or not isinstance(value, Real):
         raise KindError(f"{name} must be a number; got {value!r}")
     x = float(value)
@@ -135,6 +145,39 @@ def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise RangeError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
     return value
+
+
+def traced(x: object) -> bool:
+    """Whether JAX stands in for ``x`` while it compiles or differentiates, so that its numbers cannot be seen."""
+    return library(x) == "jax"  # arrays themselves are of jaxlib
+
+
+def concrete(what: str, **arrays: Array) -> None:
+    """No array is traced: ``what`` looks at numbers, and so it cannot be compiled."""
+    for name, x in arrays.items():
+        if traced(x):
+            raise KindError(f"{what} looks at the numbers of {name}, which JAX is tracing: call it outside of a jit")
+
+
+def _seen(x: Array) -> Array | None:
+    """``x`` in a form whose numbers can be seen now; None where it is traced."""
+    if traced(x):
+        return None
+    # While JAX traces, whatever is made of a concrete array is traced too: look at its numbers on the host.
+    return np.asarray(x) if library(x) == "jaxlib" and traced(array_namespace(x).zeros(())) else x
+
+
+def _static(name: str, value: object, kind: str) -> None:
+    if traced(value):
+        raise KindError(
+            f"{name} must be a Python {kind}, not a traced value: mark it static, "
+            f"as in jax.jit(..., static_argnames={name!r})"
+        )
+
+
+def _family(x: Array) -> str:
+    """The library of ``x``; an array of JAX and what stands in for one while it is traced are of one family."""
+    return {"jaxlib": "jax"}.get(library(x), library(x))
 
 
 def _a(x: object) -> str:

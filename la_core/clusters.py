@@ -69,6 +69,7 @@ def cluster(
     ShapeError, KindError, RangeError, NotFiniteError
     """
     xp = check.together(bank=bank)
+    check.concrete("cluster", bank=bank)
     check.bank(bank)
     check.finite("bank", bank)
     n_clusterings = check.count("n_clusterings", n_clusterings)

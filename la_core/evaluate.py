@@ -91,6 +91,7 @@ def knn(
     """
     extra = {} if own is None else {"own": own}
     xp = check.together(embeddings=embeddings, labels=labels, queries=queries, **extra)
+    check.concrete("knn", embeddings=embeddings, labels=labels, queries=queries, **extra)
     check.bank(embeddings)
     check.finite("embeddings", embeddings)
     check.embeddings(queries, embeddings)

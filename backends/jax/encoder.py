@@ -1,0 +1,218 @@
+"""Any pytree of parameters with any optax optimizer, and any flax NNX module, as an encoder of ``la_core.train``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax import Array
+
+from la_core.errors import BackendError, KindError, ShapeError
+from la_core.settings import Settings
+
+Tree: TypeAlias = Any
+"""A pytree of arrays."""
+Apply: TypeAlias = Callable[[Tree, Tree, Array, bool], tuple[Array, Array, Tree]]
+"""``apply(parameters, state, batch, training) -> embeddings (B, D), features (B, ...), new state``; pure."""
+
+_NORMALISATION = (nnx.BatchNorm, nnx.LayerNorm, nnx.GroupNorm, nnx.RMSNorm)
+
+
+def make_optimizer(settings: Settings, decayed: Tree = True) -> optax.GradientTransformation:
+    """The optimizer that the settings describe, its learning rate held in its state.
+
+    ``decayed`` tells which parameters get weight decay: a pytree of bools, or part of one. See :func:`decayed`.
+    """
+
+    def rule(learning_rate: Any) -> optax.GradientTransformation:
+        if settings.optimizer == "adam":
+            return optax.adamw(learning_rate, weight_decay=settings.weight_decay, mask=decayed)
+        return optax.chain(
+            optax.add_decayed_weights(settings.weight_decay, decayed),
+            optax.sgd(learning_rate, momentum=settings.momentum),
+        )
+
+    made: optax.GradientTransformation = optax.inject_hyperparams(rule)(learning_rate=settings.learning_rate)
+    return made
+
+
+def decayed(module: nnx.Module) -> Tree:
+    """Which parameters of a module get weight decay: all but those of normalisation layers."""
+    plain = [path for path, part in nnx.iter_modules(module) if isinstance(part, _NORMALISATION)]
+
+    def decays(path: tuple[Any, ...], _: Array) -> bool:
+        return tuple(key.key for key in path[:-1]) not in plain
+
+    return jax.tree_util.tree_map_with_path(decays, nnx.to_pure_dict(nnx.state(module, nnx.Param)))
+
+
+class JaxEncoder:
+    """A pure function of parameters and state, with any optax optimizer. Nothing is compiled twice for one batch size.
+
+    Parameters
+    ----------
+    apply
+        ``apply(parameters, state, batch, training) -> embeddings, features, new state``. The features are those of the
+        layer before the embedding; where there is none, the embedding again.
+    parameters
+        Any pytree of arrays, as your ``init`` gives it; copied.
+    state
+        Any pytree of arrays that moves without gradients: running statistics, keys of dropout; copied.
+    optimizer
+        With its learning rate in its state: ``optax.inject_hyperparams(optax.sgd)(learning_rate=0.03)``, or
+        :func:`make_optimizer`. Without one, the encoder can be applied and not trained.
+    device
+        That of the backend.
+    """
+
+    def __init__(
+        self,
+        apply: Apply,
+        parameters: Tree,
+        state: Tree = (),
+        optimizer: optax.GradientTransformation | None = None,
+        *,
+        device: Any = None,
+    ) -> None:
+        self.parameters: Tree
+        self.state: Tree
+        # Copied, since a step gives their memory away.
+        self.parameters, self.state = jax.device_put(jax.tree.map(jnp.array, (parameters, state)), device)
+        self.optimizer = optimizer
+        self.moments: Tree = None
+        self._gradients: Tree = None
+        self._forward, self._embed, self._back = _forward(apply), _embed(apply), jax.jit(lambda back, g: back(g)[0])
+        if optimizer is not None:
+            self.moments = jax.device_put(optimizer.init(self.parameters), device)
+            rates = optax.tree_utils.tree_get_all_with_path(self.moments, "learning_rate")
+            if not rates:
+                raise KindError(
+                    "the optimizer must keep its learning rate in its state, so that each step can set it: "
+                    "optax.inject_hyperparams(optax.sgd)(learning_rate=0.03)"
+                )
+            self._move = _move(optimizer)
+
+    def apply(self, batch: Array) -> tuple[Array, Array]:
+        """Embeddings and features, in evaluation mode."""
+        z, features = self._embed(self.parameters, self.state, batch)
+        return z, features
+
+    def pullback(self, batch: Array) -> tuple[Array, Callable[[Array], None]]:
+        """Embeddings, and the backward pass through what the forward pass has kept."""
+        z, through, self.state = self._forward(self.parameters, self.state, batch)
+
+        def back(cotangent: Array) -> None:
+            self._gradients = self._back(through, cotangent)
+
+        return z, back
+
+    def step(self, learning_rate: float) -> None:
+        """One step of the optimizer, in the memory of the parameters."""
+        if self.optimizer is None:
+            raise BackendError("this JaxEncoder was made without an optimizer, so it cannot be trained")
+        self.parameters, self.moments = self._move(self.parameters, self.moments, self._gradients, learning_rate)
+        self._gradients = None
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Parameters and state as NumPy arrays, named by their path."""
+        return {name: np.array(_numbers(x)) for name, x in self._named().items()}
+
+    def load(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over weights by name: all that :meth:`weights` names, in its shapes."""
+        mine = self._named()
+        if set(mine) != set(weights):
+            missing, unknown = sorted(set(mine) - set(weights)), sorted(set(weights) - set(mine))
+            raise KindError(f"weights of another encoder: missing {missing[:3]}, unknown {unknown[:3]}")
+        for name, x in mine.items():
+            if _numbers(x).shape != np.shape(weights[name]):
+                raise ShapeError(f"{name} must have shape {_numbers(x).shape}; got {np.shape(weights[name])}")
+        taken = [_like(x, weights[name]) for name, x in mine.items()]
+        self.parameters, self.state = jax.tree.unflatten(jax.tree.structure((self.parameters, self.state)), taken)
+
+    def _named(self) -> dict[str, Array]:
+        leaves = jax.tree_util.tree_leaves_with_path({"parameters": self.parameters, "state": self.state})
+        return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def nnx_encoder(
+    module: nnx.Module, optimizer: optax.GradientTransformation | None = None, *, device: Any = None
+) -> JaxEncoder:
+    """A flax NNX module as an encoder; later changes of ``module`` itself do not reach it.
+
+    A module with the parts ``features`` (a method) and ``head`` gives its features too; any other its embeddings only.
+    """
+    split: Any = nnx.split
+    graphs: dict[bool, Any] = {}
+    modes: dict[bool, Any] = {False: module.eval, True: module.train}
+    for training, enter in modes.items():
+        enter()
+        graphs[training], parameters, state = split(module, nnx.Param, ...)
+
+    def apply(parameters: Tree, state: Tree, batch: Array, training: bool) -> tuple[Array, Array, Tree]:
+        there: Any = nnx.merge(graphs[training], parameters, state)
+        if hasattr(there, "features") and hasattr(there, "head"):
+            features = there.features(batch)
+            z = there.head(features)
+        else:
+            z = features = there(batch)
+        return z, features, nnx.to_pure_dict(split(there, nnx.Param, ...)[2])
+
+    return JaxEncoder(apply, nnx.to_pure_dict(parameters), nnx.to_pure_dict(state), optimizer, device=device)
+
+
+def _forward(apply: Apply) -> Any:
+    def forward(parameters: Tree, state: Tree, batch: Array) -> tuple[Array, Any, Tree]:
+        def embed(parameters: Tree) -> tuple[Array, Tree]:
+            z, _, moved = apply(parameters, state, batch, True)
+            return _embedding(z), moved
+
+        return jax.vjp(embed, parameters, has_aux=True)
+
+    return jax.jit(forward)
+
+
+def _embed(apply: Apply) -> Any:
+    def embed(parameters: Tree, state: Tree, batch: Array) -> tuple[Array, Array]:
+        z, features, _ = apply(parameters, state, batch, False)
+        return _embedding(z), _widened(features.reshape(len(features), -1))
+
+    return jax.jit(embed)
+
+
+def _move(optimizer: optax.GradientTransformation) -> Any:
+    def move(parameters: Tree, moments: Tree, gradients: Tree, learning_rate: Array) -> tuple[Tree, Tree]:
+        dtype = optax.tree_utils.tree_get_all_with_path(moments, "learning_rate")[0][1].dtype
+        moments = optax.tree_utils.tree_set(moments, learning_rate=learning_rate.astype(dtype))
+        updates, moments = optimizer.update(gradients, moments, parameters)
+        return optax.apply_updates(parameters, updates), moments
+
+    return jax.jit(move, donate_argnums=(0, 1))
+
+
+def _embedding(z: Array) -> Array:
+    if z.ndim != 2:
+        raise ShapeError(f"the encoder must map a batch to embeddings (B, D); it gave {z.shape}")
+    return _widened(z)
+
+
+def _widened(x: Array) -> Array:
+    """Half precision as float32."""
+    return x.astype(jnp.float32) if x.dtype in (jnp.float16, jnp.bfloat16) else x
+
+
+def _numbers(x: Array) -> Array:
+    """``x``, or the integers of a typed key."""
+    return jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+
+
+def _like(x: Array, saved: np.ndarray) -> Array:
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        key = jnp.array(saved, jnp.uint32, device=x.device)
+        typed: Array = jax.random.wrap_key_data(key, impl=jax.random.key_impl(x))
+        return typed
+    return jnp.array(saved, x.dtype, device=x.device)

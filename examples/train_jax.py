@@ -1,0 +1,40 @@
+"""Local Aggregation of images with JAX: ``python examples/train_jax.py`` (``--help`` tells the options).
+
+Your own network: add a function below that takes the backend, the settings and the shape of a view, and returns a
+``JaxEncoder``.
+"""
+
+import math
+import sys
+
+from flax import nnx
+
+from la_core import job
+from la_core.backends.jax import JaxBackend, JaxEncoder, Perceptron, SmallCNN, decayed, make_optimizer, nnx_encoder
+from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
+from la_core.protocol import Backend
+from la_core.settings import Settings
+
+DIM = 64
+
+
+def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
+    """Four convolutions."""
+    return encoder(SmallCNN(shape[0], DIM, width=16, rngs=nnx.Rngs(settings.seed)), backend, settings)
+
+
+def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
+    """Two hidden layers."""
+    module = Perceptron((math.prod(shape), 1024, 512, DIM), rngs=nnx.Rngs(settings.seed))
+    return encoder(module, backend, settings)
+
+
+def encoder(module: nnx.Module, backend: Backend, settings: Settings) -> JaxEncoder:
+    """A module on the backend's device, with the optimizer of the settings."""
+    assert isinstance(backend, JaxBackend)
+    return nnx_encoder(module, make_optimizer(settings, decayed(module)), device=backend.device)
+
+
+if __name__ == "__main__":
+    encoders = {"cnn": job.Recipe(cnn), "mlp": job.Recipe(perceptron, GENTLE_SETTINGS, GENTLE_VIEW)}
+    sys.exit(job.main("jax", encoders))
