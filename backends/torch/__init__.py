@@ -7,10 +7,12 @@ criterion = LocalAggregation(len(dataset), 128)                       loss = cri
 from la_core.backends.torch import kernels
 from la_core.backends.torch.backend import TorchBackend
 from la_core.backends.torch.criterion import LocalAggregation
+from la_core.backends.torch.dlpack import DLPackEncoder
 from la_core.backends.torch.encoder import TorchEncoder, make_optimizer, parameter_groups
 from la_core.backends.torch.networks import SmallCNN, mlp
 
 __all__ = [
+    "DLPackEncoder",
     "LocalAggregation",
     "SmallCNN",
     "TorchBackend",
