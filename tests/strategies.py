@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 import la_core
 
 KINDS = ("generic", "copies", "near ties")
+EVERY_KIND = (*KINDS, "zero rows", "integers")
 TEMPERATURES = (0.005, 0.07, 0.5, 3.0)
 
 
@@ -24,6 +25,7 @@ class Case:
     temperature: float
     combine: str
     mixing: float
+    kind: str = "generic"
 
     def on(self, variant):
         arrays = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -50,6 +52,15 @@ def unit_rows(rng, *shape):
     return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+def dyadic_rows(rng, n, dim):
+    """Unit rows of 0 and one power of two: scores between them are exact on every library, and ties abound."""
+    some = np.zeros((n, dim))
+    for row in some:
+        m = int(rng.choice([m for m in (1, 4, 16) if m <= dim]))
+        row[rng.permutation(dim)[:m]] = rng.choice([-1, 1], m) / np.sqrt(m)
+    return some
+
+
 def make_case(
     seed,
     *,
@@ -62,34 +73,49 @@ def make_case(
     temperature=0.07,
     combine="union",
     mixing=0.5,
+    n_background=None,
 ):
-    """Copies and near ties share their labels, so that no result depends on which of them rounding prefers."""
+    """Copies, near ties and zero rows share their labels, so that no result depends on which of them rounding prefers.
+    Integers share none: of equal scores the lowest index must be taken. They are integers over a power of two.
+    """
     rng = np.random.default_rng(seed)
     bank = unit_rows(rng, n, dim)
     labels = rng.integers(-1, max(2, n // 6), (n_clusterings, n))
-    if kind != "generic":
+    if kind in ("copies", "near ties"):
         origin = rng.integers(0, n, n)
         bank, labels = bank[origin], labels[:, origin]
     if kind == "near ties":
         bank = bank + 1e-7 * rng.standard_normal(bank.shape)
         bank /= np.linalg.norm(bank, axis=1, keepdims=True)
 
+    if kind == "zero rows":
+        zero = np.flatnonzero(rng.random(n) < 0.3)
+        bank[zero], labels[:, zero] = 0.0, labels[:, zero[:1]]
+    if kind == "integers":
+        bank = dyadic_rows(rng, n, dim)
+
     indices = rng.integers(0, n, batch)
     spread, norm = rng.choice([0.1, 1.0, 10.0]), 10.0 ** rng.uniform(-3, 3, (batch, 1))
+    z = norm * (bank[indices] + spread * unit_rows(rng, batch, dim))
+    if kind == "zero rows":
+        z[rng.random(batch) < 0.3] = 0.0
+    if kind == "integers":
+        z = 2.0 ** rng.integers(-2, 6, (batch, 1)) * dyadic_rows(rng, batch, dim)
     return Case(
         bank=bank,
         labels=labels,
         indices=indices,
-        z=norm * (bank[indices] + spread * unit_rows(rng, batch, dim)),
+        z=z,
         noise=rng.integers(0, n, (batch, 6)),
-        n_background=n if everything else int(rng.integers(1, n + 1)),
+        n_background=n_background or (n if everything else int(rng.integers(1, n + 1))),
         temperature=temperature,
         combine=combine,
         mixing=mixing,
+        kind=kind,
     )
 
 
-def cases(**fixed):
+def cases(make=make_case, **fixed):
     drawn = {
         "seed": st.integers(0, 2**32 - 1),
         "kind": st.sampled_from(KINDS),
@@ -102,7 +128,8 @@ def cases(**fixed):
         "combine": st.sampled_from(["union", "intersection"]),
         "mixing": st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),
     }
-    return st.builds(make_case, **(drawn | {name: st.just(value) for name, value in fixed.items()}))
+    chosen = {name: x if isinstance(x, st.SearchStrategy) else st.just(x) for name, x in fixed.items()}
+    return st.builds(make, **(drawn | chosen))
 
 
 def integer_rows(seed, n, dim):

@@ -5,7 +5,9 @@ from dataclasses import replace
 import array_api_strict
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import cases, make_case, unit_rows

@@ -6,7 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+
 from strategies import make_case
 from variants import DEVICE1, NUMPY, STRICT, TORCH, assert_same, every_variant
 

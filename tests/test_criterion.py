@@ -4,7 +4,9 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-import torch
+
+torch = pytest.importorskip("torch")
+
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn

@@ -155,7 +155,7 @@ assert importlib.util.find_spec("backends") is None
     assert name == "la_core.backends.numpy"
 
 
-@pytest.mark.parametrize("framework", ["numpy", "torch"])
+@pytest.mark.parametrize("framework", ["numpy", "torch", "jax"])
 def test_every_framework_is_there(framework):
     """Where CI is set a missing framework fails here; elsewhere the skip is reported."""
     if not os.environ.get("CI"):
