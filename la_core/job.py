@@ -69,7 +69,8 @@ def _parser(framework: str, encoders: Mapping[str, Recipe]) -> argparse.Argument
         "by default the digits")  # fmt: skip
     add("--size", type=int, default=64, help="side in pixels to which images of --data are resized")
     add("--encoder", choices=sorted(encoders), default=first, help="network to train from nothing")
-    add("--epochs", type=int, default=settings.epochs, help="epochs in all; the warm-up keeps its share of them")
+    add("--epochs", type=int, default=settings.epochs, help="epochs in all, the warm-up included")
+    add("--warmup-epochs", type=int, help="epochs of Instance Discrimination; by default the recipe's share of all")
     add("--device", help="device in the framework's own words, such as cpu or cuda:0")
     add("--seed", type=int, default=settings.seed, help="the one seed of the run")
     add("--out", metavar="FOLDER", help="a new folder for the run; by default the next free one under runs/")
@@ -127,8 +128,10 @@ class _Job:
         options = self.options
         epochs = max(2, options.epochs // 20) if options.quick else options.epochs
         defaults = self.recipe.settings
-        share = defaults.warmup_epochs / defaults.epochs
-        settings = replace(defaults, seed=options.seed, epochs=epochs, warmup_epochs=round(share * epochs))
+        warmup = options.warmup_epochs
+        if warmup is None:
+            warmup = round(epochs * defaults.warmup_epochs / defaults.epochs)
+        settings = replace(defaults, seed=options.seed, epochs=epochs, warmup_epochs=warmup)
         return settings if options.data is None else replace(settings, knn_k=None)  # by the number of samples
 
 

@@ -65,8 +65,10 @@ def test_a_folder_with_classes_gives_a_table_and_pictures(tmp_path, capsys):
 
 def test_an_npz_without_labels_runs_and_says_that_there_is_no_accuracy(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", images=np.random.default_rng(0).integers(0, 256, (30, 10, 10), dtype=np.uint8))
-    assert call("--data", tmp_path / "x.npz", "--size", 10, "--out", tmp_path / "run", "--epochs", 2) == 0
+    options = ("--data", tmp_path / "x.npz", "--size", 10, "--epochs", 2, "--warmup-epochs", 2)
+    assert call(*options, "--out", tmp_path / "run") == 0
     assert "no accuracy" in capsys.readouterr().out
+    assert [record["phase"] for record in read_metrics(tmp_path / "run")] == ["warm-up", "warm-up"]
     assert (tmp_path / "run" / "curves.png").is_file()
 
 
@@ -96,7 +98,17 @@ def test_help_explains_every_option(capsys):
         call("--help")
     assert stop.value.code == 0
     out = capsys.readouterr().out
-    for option in ("--data", "--encoder", "--epochs", "--device", "--seed", "--out", "--quick", "--size"):
+    for option in (
+        "--data",
+        "--encoder",
+        "--epochs",
+        "--warmup-epochs",
+        "--device",
+        "--seed",
+        "--out",
+        "--quick",
+        "--size",
+    ):
         assert option in out
 
 
