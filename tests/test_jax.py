@@ -4,14 +4,16 @@ import subprocess
 import sys
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp
+import optax
 from flax import nnx
+from golden import CASES, assert_golden, golden
 from strategies import make_case
-from test_golden import CASES, assert_golden, golden
 from variants import EXACT, Variant, assert_close, assert_same
 
 import la_core
