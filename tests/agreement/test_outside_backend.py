@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from variants import torch
 
 TESTS = Path(__file__).resolve().parents[1]
 SUITE = (
@@ -73,7 +74,7 @@ def test_the_suite_runs_on_it_unchanged(installed):
     pytest_ = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "strict", "--rootdir", str(TESTS.parent))
     told = run(*pytest_, *SUITE, PYTHONPATH=str(installed))
     passed = int(told.split(" passed")[0].split()[-1])
-    assert passed > 100, told
+    assert passed > (150 if torch else 100), told  # three of the files need PyTorch
     assert "failed" not in told
 
 
