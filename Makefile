@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $@
 	@$(PYTHON) -m venv .venv
 	@$(PIP) --upgrade pip setuptools
-	@$(PIP) --no-build-isolation -e '.[torch,jax,demo]' --group test --group lint --group build
+	@$(PIP) --no-build-isolation -e '.[torch,jax,demo,export]' --group test --group lint --group build
 	@touch $@
 
 demo: $(READY)  ## learn embeddings of handwritten digits, and draw what was learnt

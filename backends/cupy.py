@@ -11,7 +11,8 @@ repeats to the bit. Float32 products are float32: CuPy takes TF32 only where ``C
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import cupy as cp
 import numpy as np
@@ -171,3 +172,7 @@ class CuPyBackend:
 
     def seed(self, seed: int) -> None:
         """Nothing draws: the MLP has no dropout. A torch encoder has a generator of its own: ``torch.manual_seed``."""
+
+    def compile(self, function: Callable[..., Any], consumes: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """The function as it is."""
+        return function

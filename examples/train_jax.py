@@ -10,7 +10,16 @@ import sys
 from flax import nnx
 
 from la_core import job
-from la_core.backends.jax import JaxBackend, JaxEncoder, Perceptron, SmallCNN, decayed, make_optimizer, nnx_encoder
+from la_core.backends.jax import (
+    JaxBackend,
+    JaxEncoder,
+    Perceptron,
+    SmallCNN,
+    decayed,
+    initialise,
+    make_optimizer,
+    nnx_encoder,
+)
 from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
 from la_core.protocol import Backend
 from la_core.settings import Settings
@@ -20,18 +29,18 @@ DIM = 64
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
     """Four convolutions."""
-    return encoder(SmallCNN(shape[0], DIM, width=16, rngs=nnx.Rngs(settings.seed)), backend, settings)
+    return encoder(SmallCNN(shape[0], DIM, width=16, rngs=nnx.Rngs(0)), backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
     """Two hidden layers."""
-    module = Perceptron((math.prod(shape), 1024, 512, DIM), rngs=nnx.Rngs(settings.seed))
-    return encoder(module, backend, settings)
+    return encoder(Perceptron((math.prod(shape), 1024, 512, DIM), rngs=nnx.Rngs(0)), backend, settings)
 
 
 def encoder(module: nnx.Module, backend: Backend, settings: Settings) -> JaxEncoder:
-    """A module on the backend's device, with the optimizer of the settings."""
+    """A module on the backend's device, its weights drawn by the seed, with the optimizer of the settings."""
     assert isinstance(backend, JaxBackend)
+    initialise(module, settings.seed)
     return nnx_encoder(module, make_optimizer(settings, decayed(module)), device=backend.device)
 
 

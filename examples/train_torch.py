@@ -10,7 +10,7 @@ import sys
 import torch
 
 from la_core import job
-from la_core.backends.torch import SmallCNN, TorchBackend, TorchEncoder, make_optimizer, mlp
+from la_core.backends.torch import Perceptron, SmallCNN, TorchBackend, TorchEncoder, initialise, make_optimizer
 from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
 from la_core.protocol import Backend
 from la_core.settings import Settings
@@ -20,20 +20,18 @@ DIM = 64
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:
     """Four convolutions."""
-    torch.manual_seed(settings.seed)
     return encoder(SmallCNN(shape[0], DIM, width=16), backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:
     """Two hidden layers."""
-    torch.manual_seed(settings.seed)
-    return encoder(mlp((math.prod(shape), 1024, 512, DIM)), backend, settings)
+    return encoder(Perceptron((math.prod(shape), 1024, 512, DIM)), backend, settings)
 
 
 def encoder(module: torch.nn.Module, backend: Backend, settings: Settings) -> TorchEncoder:
-    """A module on the backend's device, with the optimizer of the settings."""
+    """A module on the backend's device, its weights drawn by the seed, with the optimizer of the settings."""
     assert isinstance(backend, TorchBackend)
-    module = module.to(backend.device)
+    module = initialise(module, settings.seed).to(backend.device)
     return TorchEncoder(module, make_optimizer(module, settings), device=backend.device)
 
 

@@ -23,6 +23,7 @@ from la_core.objectives import (
     log_normaliser,
 )
 from la_core.protocol import backend
+from la_core.report import report
 from la_core.run import Callback, Run
 from la_core.settings import Settings
 from la_core.train import train
@@ -51,6 +52,7 @@ __all__ = [
     "log_normaliser",
     "nearest",
     "random_rows",
+    "report",
     "samples",
     "train",
     "unit",

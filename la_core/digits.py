@@ -55,10 +55,11 @@ SETTINGS = Settings(
 GENTLE_SETTINGS = replace(SETTINGS, learning_rate=1e-3)
 
 
-def placed_digits(seed: int = 0) -> tuple[Samples, Samples]:
+def placed_digits(seed: int = 0, copies: int = 1) -> tuple[Samples, Samples]:
     """Train and test samples, (N, 28, 28) uint8 with classes 0 to 9.
 
-    A training original is placed once. A test original is placed ``TEST_COPIES`` times: the measure is less noisy.
+    A training original is placed ``copies`` times. A test original is placed ``TEST_COPIES`` times: the measure is
+    less noisy.
     """
     from sklearn.datasets import load_digits
 
@@ -68,7 +69,7 @@ def placed_digits(seed: int = 0) -> tuple[Samples, Samples]:
     n_test = round(TEST_SHARE * len(images))
     test, train = order[:n_test], order[n_test:]
     return (
-        Samples(_place(images[train], 1, seed, 0), digits.target[train]),
+        Samples(_place(images[train], copies, seed, 0), np.repeat(digits.target[train], copies)),
         Samples(_place(images[test], TEST_COPIES, seed, 1), np.repeat(digits.target[test], TEST_COPIES)),
     )
 

@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from la_core import digits, evaluate, report
+from la_core import digits, evaluate
 from la_core.bank import unit
-from la_core.data import Samples, load, load_npz, samples
+from la_core.data import ImageFolder, Samples, load, load_npz, samples
 from la_core.errors import DataError, LaCoreError
 from la_core.neighbours import nearest
 from la_core.protocol import Backend, Encoder, backend
 from la_core.randomness import generator
+from la_core.report import Recorder, curves, neighbours, report
 from la_core.run import Callback, Run
 from la_core.settings import Settings
 from la_core.train import train
@@ -47,7 +48,9 @@ def main(framework: str, encoders: Mapping[str, Recipe], argv: Sequence[str] | N
     try:
         _Job(framework, encoders[options.encoder], options).run()
     except LaCoreError as error:
-        print(f"error: {error}", file=sys.stderr)
+        broken = options.data and not options.skip_broken and "cannot be read" in str(error)
+        hint = " (--skip-broken leaves such files out)" if broken else ""
+        print(f"error: {error}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"interrupted; what was learnt so far is in {options.out}", file=sys.stderr)
@@ -74,6 +77,8 @@ def _parser(framework: str, encoders: Mapping[str, Recipe]) -> argparse.Argument
     add("--device", help="device in the framework's own words, such as cpu or cuda:0")
     add("--seed", type=int, default=settings.seed, help="the one seed of the run")
     add("--out", metavar="FOLDER", help="a new folder for the run; by default the next free one under runs/")
+    add("--workers", type=int, default=0, metavar="N", help="processes that load images ahead")
+    add("--skip-broken", action="store_true", help="leave out files of --data that cannot be read, and name them")
     add("--quick", action="store_true", help="a twentieth of the epochs, to see that everything runs")
     return parser
 
@@ -89,9 +94,7 @@ class _Job:
         library = backend(self.framework, options.device)
         own = options.data is not None
         _need("PIL", "matplotlib", *([] if own else ["sklearn"]))
-        train_set, test_set, view = (
-            _own(options.data, options.size, options.seed) if own else (*digits.placed_digits(), self.recipe.view)
-        )
+        train_set, test_set, view = _own(options) if own else (*digits.placed_digits(), self.recipe.view)
         settings = self._settings().resolved(len(train_set))
         options.out = Path(options.out) if options.out else _free_folder(f"{options.encoder}-{self.framework}")
         shape = load(train_set, [0], view, None).shape[1:]
@@ -109,7 +112,8 @@ class _Job:
             view=view,
             test=test_set,
             folder=options.out,
-            callbacks=[table],
+            callbacks=[table, Recorder(options.out, train_set.class_names)],
+            workers=options.workers,
         )
         if table.rows:
             print(f"\n{table}\n")
@@ -121,8 +125,9 @@ class _Job:
         else:
             print("\nthe classes are not known, so there is no accuracy to show")
         lines = {name: row[0] for name, row in table.rows.items() if row[0] is not None and name in table.baselines}
-        report.curves(options.out, lines)
+        curves(options.out, lines)
         print(f"settings, metrics, embeddings, weights and pictures are in {options.out}")
+        print(f"the report, for any browser: {report(options.out)}")
 
     def _settings(self) -> Settings:
         options = self.options
@@ -205,14 +210,23 @@ def _need(*packages: str) -> None:
         raise DataError(f"the job needs {', '.join(missing)}, not installed: pip install 'la-core[demo]'")
 
 
-def _own(path: str, size: int, seed: int) -> tuple[Samples, Samples | None, ImageView]:
+def _own(options: argparse.Namespace) -> tuple[Samples, Samples | None, ImageView]:
     """The user's images; where classes are known and no test set comes with them, a part is held out."""
-    data, test = load_npz(path) if path.endswith(".npz") else (samples(path), None)
+    path, view, test = Path(options.data), ImageView(size=options.size), None
+    if path.suffix == ".npz":
+        data, test = load_npz(path)
+    elif path.suffix == ".npy":
+        data = samples(path)
+    else:
+        on_error = "skip" if options.skip_broken else "raise"
+        data = samples(ImageFolder(path, on_error=on_error, workers=options.workers))
+    if data[0].dtype != np.uint8:
+        raise DataError(f"{path} holds features, not images: give them to la_core.train, with a FeatureView")
     n_test = round(TEST_SHARE * len(data))
     if test is None and data.classes is not None and n_test:
-        order = generator(seed, "split").permutation(len(data))
+        order = generator(options.seed, "split").permutation(len(data))
         data, test = data.part(order[n_test:]), data.part(order[:n_test])
-    return data, test, ImageView(size=size)
+    return data, test, view
 
 
 def _gallery(run: Run, table: _Table, path: Path) -> None:
@@ -230,7 +244,7 @@ def _gallery(run: Run, table: _Table, path: Path) -> None:
         flat, asked = rows.reshape(len(rows), -1), queries.reshape(len(queries), -1)[chosen]
         _, indices = nearest(unit(asked), unit(flat), min(7, len(rows)))
         found[name] = (indices, run.data.classes[indices] == run.test.classes[chosen, None])
-    report.neighbours(path, train_pixels, test_pixels[chosen], found)
+    neighbours(path, train_pixels, test_pixels[chosen], found)
 
 
 def _free_folder(name: str) -> Path:

@@ -16,12 +16,13 @@ Everything stays in log space. The normaliser Z of the published codes cancels h
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from array_api_compat import array_namespace
 
 from la_core import check, kernels
-from la_core.bank import State, inverse_norm, unit
+from la_core.bank import State, inverse_norm, unit, update
 from la_core.errors import InputError, ShapeError
 from la_core.kernels import BUDGET, Array
 from la_core.neighbours import COMBINATIONS, close_mask
@@ -36,6 +37,62 @@ class Terms(NamedTuple):
     """(B, D) derivative of the mean of ``loss`` with respect to the encoder's output."""
     n_close: Array | None = None
     """(B,) how many close neighbours each row has within its background; a row with 0 takes no part in the gradient."""
+
+
+def fresh_rows(
+    objective: Callable[[Array, State, Array], Terms], z: Array, state: State, indices: Array
+) -> tuple[Terms, State]:
+    """An objective over two views of every sample, each read against a bank in which the other is the batch's row.
+
+    An extension of the paper, whose bank rows of the batch are as old as an epoch. Here the row of a sample is the
+    embedding of its other view, from the same encoder, and takes no gradient; so are those of the rest of the batch.
+
+    Parameters
+    ----------
+    objective
+        One that takes ``(z, state, indices)``, for example ``partial(local_aggregation_terms, n_background=...,
+        temperature=...)``.
+    z
+        (2 B, D) the encoder's output: the first view of every sample, then the second.
+    state
+        **Consumed**, as by :func:`la_core.update`.
+    indices
+        (B,) dataset index of each sample.
+
+    Returns
+    -------
+    terms
+        Of all 2 B rows.
+    state
+        As it was. To mix both views into the bank: ``update(state, concat([indices, indices]), z)``.
+
+    Raises
+    ------
+    ShapeError, KindError, RangeError, NotFiniteError
+        Before anything is written.
+    """
+    bank = state.bank
+    xp = check.together(z=z, bank=bank, indices=indices)
+    check.bank(bank)
+    check.embeddings(z, bank)
+    if z.shape[0] != 2 * indices.shape[0]:
+        raise ShapeError(f"z must hold two views of each of {indices.shape[0]} samples; got {z.shape[0]} rows")
+    check.indices("indices", indices, (None,), bank.shape[0])
+    old = xp.take(bank, indices, axis=0)
+    halves = z[: indices.shape[0], :], z[indices.shape[0] :, :]
+    terms = []
+    for mine, other in (halves, halves[::-1]):
+        # ... a row of zeros has no direction, and leaves the sample its old row
+        full = update(State(bank), indices, other, mixing=1.0)
+        terms.append(objective(mine, state._replace(bank=full.bank), indices))
+        bank = kernels.put_rows(full.bank, indices, old)
+    one, two = terms
+    counted = one.n_close is not None
+    return Terms(
+        xp.concat([one.loss, two.loss]),
+        xp.concat([one.cotangent, two.cotangent]) / 2,
+        xp.concat([one.n_close, two.n_close]) if counted else None,
+    ), state._replace(bank=bank)
 
 
 # Local Aggregation -----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Progress(Callback):
             self._bar.update(run.last_batch)
 
     def on_epoch(self, run: Run, record: dict[str, Any]) -> None:
-        """Show the running measure."""
+        """Show the running measure, and what is wrong with the run."""
         self._last = f", kNN {record['knn']:.1%}" if "knn" in record else self._last
         if self._bar is None:
             done = run.epoch + 1
@@ -49,6 +49,15 @@ class Progress(Callback):
                 file=sys.stderr,
                 flush=True,
             )
+        for warning in record.get("warnings", ()):
+            self._say(f"warning: {warning}")
+
+    def _say(self, line: str) -> None:
+        """A line of its own, above the bar where there is one."""
+        if self._bar is None:
+            print(line, file=sys.stderr, flush=True)
+        else:
+            self._bar.write(line, file=sys.stderr)
 
     def on_end(self, run: Run) -> None:
         """Close the bar."""

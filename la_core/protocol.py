@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -63,6 +63,13 @@ class Backend(Protocol):
 
     def seed(self, seed: int) -> None:
         """Seed whatever the library itself draws inside an encoder (dropout). The algorithm draws nothing there."""
+        ...
+
+    def compile(self, function: Callable[..., Any], consumes: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """A faster form of a pure function of arrays and tuples of them; a library without a compiler gives it back.
+
+        ``consumes`` are the places of arguments whose memory the result may take.
+        """
         ...
 
 

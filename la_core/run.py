@@ -7,7 +7,7 @@ from typing import Any
 
 from la_core import evaluate
 from la_core.bank import State
-from la_core.data import Samples
+from la_core.data import Samples, Workers
 from la_core.protocol import Backend, Encoder
 from la_core.settings import Settings
 from la_core.views import View
@@ -35,12 +35,15 @@ class Run:
     """Size of the batch that was just learnt."""
     history: list[dict[str, Any]] = field(default_factory=list)
     """One record for each epoch, as in ``metrics.jsonl``."""
+    workers: Workers = field(default_factory=Workers)
+    """Who loads batches: by default this process."""
 
     def embed(self, data: Samples | None = None) -> evaluate.Embedded:
         """Embeddings and features of the evaluation views of ``data``, by default of the training samples."""
         source = self.data if data is None else data
+        settings = self.settings
         return evaluate.embed(
-            self.encoder, self.backend, source, self.view, self.settings.batch_size, self.settings.dtype
+            *(self.encoder, self.backend, source, self.view, settings.batch_size, settings.dtype), workers=self.workers
         )
 
 

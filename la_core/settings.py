@@ -42,6 +42,11 @@ class Settings:
     weight_decay: float = 1e-4
     """The paper's lambda as an optimizer takes it, (lambda/2) ||w||^2; never on the bank or on normalisation layers."""
 
+    views: int = 1
+    """Random views of each sample in a step. With 2, an extension of the paper, each reads a bank in which the batch's
+    rows are the embeddings of the other views (:func:`la_core.objectives.fresh_rows`); the bank takes both. A step
+    then costs the encoder two passes."""
+
     temperature: float = 0.07
     mixing: float = 0.5
     """Weight of the new embedding in the bank update."""
@@ -49,7 +54,10 @@ class Settings:
     """``"encoder"``: one pass of the untrained encoder; ``"random"``: random unit rows."""
 
     warmup: str = "exact"
-    """``"exact"``: softmax over the whole bank; ``"nce"``: ``n_noise`` noise samples for each row."""
+    """``"exact"``: softmax over the whole bank; ``"nce"``: ``n_noise`` noise samples for each row; ``"batch"``: softmax
+    over the other views of the batch alone, which an untrained encoder learns from fastest (needs ``views=2``)."""
+    warmup_temperature: float | None = None
+    """Of the warm-up. By default ``temperature``."""
     n_noise: int = 4096
 
     n_background: int | None = None
@@ -69,6 +77,8 @@ class Settings:
     knn_k: int | None = None
     """By default 200, or a tenth of the samples if that is less."""
     knn_temperature: float = 0.07
+    health_every: int = 1
+    """Epochs between two looks at the health of the run (:mod:`la_core.health`); 0 for never."""
 
     budget: int = 64 * 2**20
     """Bytes of temporary memory of a search."""
@@ -84,6 +94,8 @@ class Settings:
                     raise SettingsError(f"{name} must be an integer of at least {least}; got {value!r}")
         for name, (low, high) in _NUMBERS.items():
             value = getattr(self, name)
+            if value is None and name in _AUTOMATIC:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
                 limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
                 raise SettingsError(f"{name} must be a number {limits}; got {value!r}")
@@ -92,6 +104,10 @@ class Settings:
                 raise SettingsError(
                     f"{name} must be one of {', '.join(map(repr, allowed))}; got {getattr(self, name)!r}"
                 )
+        if self.views > 2:
+            raise SettingsError(f"views must be 1 or 2; got {self.views}")
+        if self.warmup == "batch" and self.views != 2:
+            raise SettingsError("warmup='batch' compares the two views of a batch: set views=2, or another warmup")
         if self.warmup_epochs > self.epochs:
             raise SettingsError(
                 f"warmup_epochs must be at most epochs, which include them; got {self.warmup_epochs} of {self.epochs}"
@@ -109,6 +125,7 @@ class Settings:
             n_background=min(n, 4096, max(64, n // 64)) if self.n_background is None else self.n_background,
             n_clusters=max(1, n // 40) if self.n_clusters is None else self.n_clusters,
             knn_k=max(1, min(200, n // 10)) if self.knn_k is None else self.knn_k,
+            warmup_temperature=self.temperature if self.warmup_temperature is None else self.warmup_temperature,
         )
         sizes = chosen.n_clusters if isinstance(chosen.n_clusters, tuple) else (chosen.n_clusters,)
         for name, value in (
@@ -147,12 +164,13 @@ class Settings:
         return "\n".join(f"  {field.name:<{width}}  {getattr(self, field.name)}" for field in fields(self))
 
 
-_AUTOMATIC = ("n_background", "n_clusters", "knn_k")
+_AUTOMATIC = ("n_background", "n_clusters", "knn_k", "warmup_temperature")
 _COUNTS = {
     "seed": 0,
     "epochs": 1,
     "warmup_epochs": 0,
     "batch_size": 1,
+    "views": 1,
     "n_noise": 1,
     "n_background": 1,
     "n_clusters": 1,
@@ -160,6 +178,7 @@ _COUNTS = {
     "n_iter": 1,
     "recluster_every": 1,
     "knn_every": 0,
+    "health_every": 0,
     "knn_k": 1,
     "budget": 1,
 }
@@ -168,6 +187,7 @@ _NUMBERS = {
     "momentum": (0.0, 1.0),
     "weight_decay": (0.0, math.inf),
     "temperature": (1e-4, math.inf),
+    "warmup_temperature": (1e-4, math.inf),
     "mixing": (0.0, 1.0),
     "knn_temperature": (1e-4, math.inf),
 }
@@ -176,7 +196,7 @@ _WORDS = {
     "optimizer": ("sgd", "adam"),
     "schedule": ("step", "cosine", "constant"),
     "bank_start": ("encoder", "random"),
-    "warmup": ("exact", "nce"),
+    "warmup": ("exact", "nce", "batch"),
     "combine": COMBINATIONS,
     "recluster_unit": ("epochs", "steps"),
 }

@@ -7,27 +7,32 @@ encoder, and only then mix the new embeddings into the bank.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
+from array_api_compat import array_namespace, device
 
-from la_core import evaluate
+from la_core import check, evaluate
 from la_core.bank import State, random_rows, unit, update
 from la_core.clusters import cluster
-from la_core.data import Samples, batches, load, samples
+from la_core.data import Samples, Workers, batches, load, samples
 from la_core.errors import NotFiniteError, ShapeError
 from la_core.folder import RunFolder
+from la_core.health import Health
 from la_core.kernels import Array
-from la_core.objectives import Terms, instance_discrimination_and_cotangent, local_aggregation_terms
+from la_core.objectives import Terms, fresh_rows, instance_discrimination_and_cotangent, local_aggregation_terms
 from la_core.progress import Progress
 from la_core.protocol import Backend, Encoder
 from la_core.randomness import derived_seed, generator
 from la_core.run import AGGREGATION, WARM_UP, Callback, Run
 from la_core.settings import Settings
 from la_core.views import View, default_view
+
+Step: TypeAlias = Callable[..., tuple[Terms, State]]
 
 
 def train(
@@ -42,6 +47,7 @@ def train(
     folder: str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
+    workers: int = 0,
 ) -> Run:
     """Learn embeddings in which like things gather.
 
@@ -69,6 +75,8 @@ def train(
         Told of every step, epoch and phase, in order.
     progress
         A live bar on stderr.
+    workers
+        Processes that load batches ahead; 0 loads them in this one. The batches are the same.
 
     Returns
     -------
@@ -93,12 +101,14 @@ def train(
         )
     files = None if folder is None else RunFolder(folder)
     backend.seed(settings.seed)
-    bank = backend.asarray(_first_bank(source, view, encoder, backend, settings))
-    run = Run(source, None if test is None else samples(test), view, encoder, backend, settings, State(bank))
     told = [*callbacks, *([Progress()] if progress else [])]
-    if files is not None:
-        files.start(settings)
-    return _Trainer(run, files, told, None if labels is None else backend.asarray(labels)).train()
+    tests = None if test is None else samples(test)
+    with Workers(workers, source, *([] if tests is None else [tests])) as loaders:
+        bank = backend.asarray(_first_bank(source, view, encoder, backend, settings, loaders))
+        run = Run(source, tests, view, encoder, backend, settings, State(bank), workers=loaders)
+        if files is not None:
+            files.start(settings)
+        return _Trainer(run, files, told, None if labels is None else backend.asarray(labels)).train()
 
 
 class _Trainer:
@@ -110,6 +120,8 @@ class _Trainer:
         self.run, self.folder, self.callbacks, self.given_labels = run, folder, callbacks, given_labels
         self.seconds: dict[str, float] = {}
         self.inertia: list[float] = []
+        self.health = Health()
+        self._compile()
 
     def train(self) -> Run:
         run = self.run
@@ -139,17 +151,20 @@ class _Trainer:
         began = time.perf_counter()
         order = batches(len(run.data), settings.batch_size, seed=settings.seed, epoch=run.epoch)
         losses, close = [], []
-        for number, indices in enumerate(order):
-            if run.phase == AGGREGATION and self._due(number, len(order)):
-                self._cluster()
-            progress = run.epoch + number / len(order)
-            terms = self._step(indices, settings.rate(progress))
-            losses.append(self._host(terms.loss))
-            if terms.n_close is not None:
-                close.append(self._host(terms.n_close))
-            run.step += 1
-            run.last_batch = len(indices)
-            self._tell("on_step", float(losses[-1].mean()))
+        keys = [(settings.seed, run.epoch), (derived_seed(settings.seed, "second view"), run.epoch)]
+        with closing(run.workers.load(run.data, order, run.view, *keys[: settings.views])) as loaded:
+            for number in range(len(order)):
+                if run.phase == AGGREGATION and self._due(number, len(order)):
+                    self._cluster()
+                with self._clock("load"):
+                    indices, views = next(loaded)
+                loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
+                losses.append(loss)
+                if n_close is not None:
+                    close.append(n_close)
+                run.step += 1
+                run.last_batch = len(indices)
+                self._tell("on_step", float(losses[-1].mean()))
         record: dict[str, Any] = {
             "epoch": run.epoch + 1,
             "step": run.step,
@@ -164,6 +179,10 @@ class _Trainer:
             record["inertia"] = self.inertia
         if settings.knn_every and (run.epoch + 1) % settings.knn_every == 0:
             record |= self._measure()
+        if settings.health_every and (run.epoch + 1) % settings.health_every == 0:
+            with self._clock("health"):
+                record["health"] = self.health.record(run)
+            record["warnings"] = self.health.warnings(record, settings, len(run.data))
         total = time.perf_counter() - began
         record["seconds"] = {name: round(s, 4) for name, s in self.seconds.items()} | {"epoch": round(total, 4)}
         run.history.append(record)
@@ -172,17 +191,21 @@ class _Trainer:
             self.folder.status(run.status, epoch=run.epoch + 1, epochs=settings.epochs)
         self._tell("on_epoch", record)
 
-    def _step(self, indices: np.ndarray, learning_rate: float) -> Terms:
-        run, settings = self.run, self.run.settings
+    def _step(
+        self, indices: np.ndarray, views: np.ndarray, learning_rate: float
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """One batch. Returns the loss of each row and, in Local Aggregation, how many close neighbours it has."""
+        run = self.run
         with self._clock("load"):
-            host = load(run.data, indices, run.view, (settings.seed, run.epoch))
-            batch = run.backend.asarray(host.astype(settings.dtype, copy=False))
+            batch = run.backend.asarray(views.astype(run.settings.dtype, copy=False))
             rows = run.backend.asarray(indices)
         with self._clock("encode"):
             z, back = run.encoder.pullback(batch)
         with self._clock("objective"):
             try:
-                terms = self._objective(z, rows)
+                terms, run.state = self._objective(z, run.state, rows)
+                loss = self._host(terms.loss)
+                check.finite("loss", loss)  # compiled, an objective cannot look at its numbers
             except NotFiniteError as error:
                 raise NotFiniteError(
                     f"{error} (embeddings at step {run.step + 1}, epoch {run.epoch + 1}): lower the learning rate, "
@@ -192,31 +215,65 @@ class _Trainer:
             back(terms.cotangent)
             run.encoder.step(learning_rate)
         with self._clock("update"):
-            run.state = update(run.state, rows, z, mixing=settings.mixing)
-        return terms
+            run.state = self._update(run.state, rows, z)
+        return loss, None if terms.n_close is None else self._host(terms.n_close)
 
-    def _objective(self, z: Array, rows: Array) -> Terms:
+    def _objective(self, z: Array, state: State, rows: Array) -> tuple[Terms, State]:
+        """The loss of the phase, and the state as it was."""
         run, settings = self.run, self.run.settings
         if run.phase == AGGREGATION:
+            return self._aggregate(z, state, rows)
+        if settings.warmup != "nce":
+            return self._discriminate(z, state, rows)
+        draw = generator(settings.seed, "noise", run.step)
+        noise = draw.integers(len(run.data), size=(rows.shape[0], settings.n_noise))
+        return self._discriminate(z, state, rows, run.backend.asarray(noise))
+
+    def _compile(self) -> None:
+        """The arithmetic of a step: pure functions of arrays, with every setting bound."""
+        settings, compiled = self.run.settings, self.run.backend.compile
+
+        def over_views(objective: Callable[..., Terms], z: Array, state: State, rows: Array) -> tuple[Terms, State]:
+            if settings.views == 2:
+                return fresh_rows(objective, z, state, rows)
+            return objective(z, state, rows), state
+
+        def aggregate(z: Array, state: State, rows: Array) -> tuple[Terms, State]:
             assert settings.n_background is not None  # resolved
-            return local_aggregation_terms(
-                z,
-                run.state,
-                rows,
+            objective = partial(
+                local_aggregation_terms,
                 n_background=settings.n_background,
                 temperature=settings.temperature,
                 combine=settings.combine,
                 budget=settings.budget,
             )
-        noise = None
-        if settings.warmup == "nce":
-            draw = generator(settings.seed, "noise", run.step)
-            noise = run.backend.asarray(draw.integers(len(run.data), size=(z.shape[0], settings.n_noise)))
-        return Terms(
-            *instance_discrimination_and_cotangent(
-                z, run.state.bank, rows, temperature=settings.temperature, noise=noise, budget=settings.budget
-            )
-        )
+            return over_views(objective, z, state, rows)
+
+        def discriminate(z: Array, state: State, rows: Array, noise: Array | None = None) -> tuple[Terms, State]:
+            def objective(z: Array, state: State, rows: Array) -> Terms:
+                assert settings.warmup_temperature is not None  # resolved
+                return Terms(
+                    *instance_discrimination_and_cotangent(
+                        *(z, state.bank, rows),
+                        temperature=settings.warmup_temperature,
+                        noise=noise,
+                        budget=settings.budget,
+                    )
+                )
+
+            if settings.warmup == "batch":  # the batch is all the bank there is
+                xp = array_namespace(rows)
+                own = xp.arange(rows.shape[0], dtype=rows.dtype, device=device(rows))
+                return fresh_rows(objective, z, State(xp.take(state.bank, rows, axis=0)), own)[0], state
+            return over_views(objective, z, state, rows)
+
+        def moved(state: State, rows: Array, z: Array) -> State:
+            every = array_namespace(rows).concat([rows] * settings.views)
+            return update(state, every, z, mixing=settings.mixing)
+
+        self._aggregate: Step = compiled(aggregate, (1,))
+        self._discriminate: Step = compiled(discriminate, (1,))
+        self._update: Callable[[State, Array, Array], State] = compiled(moved, (0,))
 
     def _due(self, number: int, per_epoch: int) -> bool:
         """Whether to cluster before this step: at the first of Local Aggregation, and then as often as settings say."""
@@ -292,13 +349,15 @@ class _Trainer:
         self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-def _first_bank(data: Samples, view: View, encoder: Encoder, backend: Backend, settings: Settings) -> np.ndarray:
+def _first_bank(
+    data: Samples, view: View, encoder: Encoder, backend: Backend, settings: Settings, workers: Workers
+) -> np.ndarray:
     """The bank before the first step (N, D): one pass of the encoder, or random unit rows."""
     if settings.bank_start == "random":
-        one = backend.asarray(load(data, [0], view, None).astype(settings.dtype, copy=False))
+        one = backend.asarray(load(data, [0], view).astype(settings.dtype, copy=False))
         rows = random_rows(len(data), encoder.apply(one)[0].shape[1], seed=settings.seed)
         return rows.astype(settings.dtype)
-    z = evaluate.embed(encoder, backend, data, view, settings.batch_size, settings.dtype).embeddings
+    z = evaluate.embed(encoder, backend, data, view, settings.batch_size, settings.dtype, workers=workers).embeddings
     rows = np.asarray(unit(z.astype(settings.dtype, copy=False)))
     lost = np.flatnonzero(~rows.any(axis=1))  # an embedding of zeros has no direction: any will do
     rows[lost] = random_rows(len(data), rows.shape[1], seed=settings.seed)[lost]

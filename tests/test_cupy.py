@@ -23,7 +23,7 @@ from variants import ACROSS, DEVICE1, NUMPY, STRICT, assert_close, assert_same
 
 import la_core
 from la_core import Settings, kernels
-from la_core.backends.torch import DLPackEncoder, TorchEncoder, make_optimizer, mlp
+from la_core.backends.torch import DLPackEncoder, Perceptron, TorchEncoder, make_optimizer
 from la_core.backends.torch import dlpack as dlpack_module
 from la_core.errors import BackendError, NotFiniteError
 from la_core.mlp import MLP
@@ -245,6 +245,9 @@ class SecondDevice:
     def seed(self, seed):
         pass
 
+    def compile(self, function, consumes=()):
+        return function
+
 
 RNG = np.random.default_rng(0)
 CLASSES = np.repeat(np.arange(4), 8)
@@ -271,7 +274,7 @@ def perceptron(backend):
 
 def torch_encoder(device="cpu", sizes=SIZES):
     torch.manual_seed(0)
-    module = mlp(sizes).double()
+    module = Perceptron(sizes).double()
     return TorchEncoder(module, make_optimizer(module, SMALL), device=device)
 
 

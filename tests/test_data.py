@@ -35,6 +35,23 @@ def test_a_view_depends_on_seed_epoch_and_sample_and_not_on_its_batch():
     assert whole.dtype == np.float32
 
 
+def test_several_views_of_a_batch_are_its_views_one_after_the_other_and_each_sample_is_read_once():
+    class Counted(list):
+        reads = 0
+
+        def __getitem__(self, index):
+            self.reads += 1
+            return super().__getitem__(index)
+
+    rows = Counted(np.random.default_rng(0).standard_normal((5, 8)))
+    view, keys = views.FeatureView(noise=0.5), [(3, 1), None, (4, 1)]
+    alone = [data.load(data.samples(list(rows)), [4, 0], view, key) for key in keys]
+    rows.reads = 0
+    np.testing.assert_array_equal(data.load(data.samples(rows), [4, 0], view, *keys), np.concatenate(alone))
+    assert rows.reads == 2
+    np.testing.assert_array_equal(data.load(data.samples(rows), [4, 0], view), alone[1])
+
+
 def test_the_evaluation_view_is_the_centred_square():
     image = np.zeros((10, 30), np.uint8)
     image[:, 10:20] = 255
@@ -138,50 +155,31 @@ def test_any_sized_indexable_source(tmp_path):
     assert part[0][0, 0] == 2
 
 
-def folder_of_images(root, names):
-    for i, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.full((8, 8, 3), 10 * i, np.uint8)).save(path)
-
-
-def test_a_folder_with_and_without_classes(tmp_path):
-    folder_of_images(tmp_path / "a", ["cat/1.png", "cat/deep/2.png", "dog/1.jpg"])
-    folder_of_images(tmp_path / "b", ["1.png", "sub/2.png"])
-    (tmp_path / "a" / "notes.txt").write_text("not an image")
-    named = data.samples(str(tmp_path / "a"))
-    assert len(named) == 3
-    assert named.classes.tolist() == [0, 0, 1]
-    assert named[1].shape == (8, 8, 3)
-    plain = data.samples(tmp_path / "b")
-    assert len(plain) == 2
-    assert plain.classes is None
-
-
-def test_a_broken_image_names_its_file(tmp_path):
-    folder_of_images(tmp_path, ["good.png", "z/bad.png"])
-    (tmp_path / "z" / "bad.png").write_bytes((tmp_path / "good.png").read_bytes()[:40])
-    source = data.samples(tmp_path)
-    with pytest.raises(DataError, match=r"bad\.png"):
-        source[1]
-
-
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda tmp: data.samples(np.zeros((0, 3))), "empty"),
         (lambda tmp: data.samples(tmp), "no image"),
         (lambda tmp: data.samples(tmp / "nowhere"), "not a folder"),
+        (lambda tmp: data.samples(__file__), "neither a folder"),
         (lambda tmp: data.samples(iter([1])), "sized and indexable"),
         (lambda tmp: data.samples(np.zeros((4, 3)), np.zeros(3, int)), "classes must have shape"),
-        (lambda tmp: data.samples(np.full((4, 3), np.nan))[1], "sample 1 holds NaN"),
+        (lambda tmp: data.samples([np.zeros(3), np.full(3, np.nan)])[1], "sample 1 holds NaN"),
+        (lambda tmp: data.samples(np.zeros((4, 3)), np.zeros(4)), "integers"),
+        (lambda tmp: data.samples(np.zeros((4, 3)), [0, 1, -1, 2]), "at least 0"),
+        (lambda tmp: data.samples(data.samples(np.zeros((4, 3))), [0, 1]), "classes must have shape"),
+        (lambda tmp: data.samples([{"image": 1, "label": 2}])[0], "image, label: la_core.data.from_hub"),
+        (lambda tmp: data.samples({"train": [1]}), "sized and indexable"),
         (lambda tmp: data.samples([object()])[0], "sample 0 must be an array"),
         (
             lambda tmp: data.load(data.samples([np.zeros(2), np.zeros(3)]), [0, 1], views.FeatureView(), None),
             "one shape",
         ),
         (lambda tmp: views.ImageView()(np.zeros((4, 4)), None), "uint8"),
-        (lambda tmp: data.load_npz(tmp / "x.npz"), "cannot be read"),
+        (
+            lambda tmp: data.load(data.samples(np.zeros((2, 4, 4))), [1], views.ImageView(), None),
+            r"view of sample 1 \(4, 4\) float64 failed",
+        ),
     ],
 )
 def test_bad_data_says_what_is_wrong(tmp_path, make, words):
@@ -189,18 +187,20 @@ def test_bad_data_says_what_is_wrong(tmp_path, make, words):
         make(tmp_path)
 
 
-def test_npz(tmp_path):
-    images = np.zeros((5, 6, 6), np.uint8)
-    np.savez(tmp_path / "all.npz", images=images, labels=np.arange(5), test_images=images[:2], test_labels=np.arange(2))
-    train, test = data.load_npz(tmp_path / "all.npz")
-    assert (len(train), len(test)) == (5, 2)
-    np.savez(tmp_path / "only.npz", images=images)
-    train, test = data.load_npz(tmp_path / "only.npz")
-    assert train.classes is None
-    assert test is None
-    np.savez(tmp_path / "float.npz", images=images.astype(float))
-    with pytest.raises(DataError, match="uint8"):
-        data.load_npz(tmp_path / "float.npz")
-    np.savez(tmp_path / "none.npz", x=images)
-    with pytest.raises(DataError, match="'images'"):
-        data.load_npz(tmp_path / "none.npz")
+def test_pillow_images_of_a_map_style_data_set_are_decoded_as_files_are():
+    colour, gray = Image.new("CMYK", (4, 6), (0, 255, 255, 0)), Image.new("LA", (4, 6), (9, 0))
+    some = data.samples([(colour, 0), (gray, 1)])
+    assert some[0].tolist() == np.full((6, 4, 3), (255, 0, 0)).tolist()
+    assert some[1].tolist() == np.full((6, 4), 255).tolist()
+    with pytest.raises(DataError, match="of one mode"):
+        data.load(some, [0, 1], views.ImageView(size=4), None)
+
+
+def test_a_torch_data_set():
+    torch = pytest.importorskip("torch")
+    rows, labels = torch.arange(6.0).reshape(3, 2), torch.tensor([0, 1, 1])
+    pairs = torch.utils.data.TensorDataset(rows, labels)
+    pairs.targets = labels
+    some = data.samples(pairs)
+    assert some.classes.tolist() == [0, 1, 1]
+    np.testing.assert_array_equal(data.load(some, [2, 1], views.FeatureView(), None), rows[[2, 1]].numpy())

@@ -1,11 +1,12 @@
-"""What the README shows runs: each of its python blocks, by itself."""
+"""What the README and the guides show runs: each of their python blocks, by itself."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "docs" / "encoders.md"]
 
 
 def blocks(text):
@@ -19,13 +20,20 @@ def run(code, name):
     exec(compile(code, name, "exec"), {"__name__": "readme"})
 
 
-@pytest.mark.parametrize("code", [*blocks(README.read_text(encoding="utf-8"))])
-def test_every_block_of_the_readme_runs_on_its_own(code, tmp_path, monkeypatch):
-    for framework in ("torch", "jax"):
-        if f"import {framework}" in code:
-            pytest.importorskip(framework)
+CODE = [
+    pytest.param(page, *block.values, id=f"{page.name} {block.id}")
+    for page in PAGES
+    for block in blocks(page.read_text(encoding="utf-8"))
+]
+
+
+@pytest.mark.parametrize(("page", "code"), CODE)
+def test_every_block_runs_on_its_own(page, code, tmp_path, monkeypatch):
+    for package, sign in (("torch", "import torch"), ("jax", "import jax"), ("safetensors", "export")):
+        if sign in code:
+            pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
-    run(code, str(README))
+    run(code, str(page))
 
 
 def test_a_broken_block_is_caught_on_its_line():

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ torch = pytest.importorskip("torch")
 
 import la_core
 from la_core import Settings, train
-from la_core.backends.torch import TorchEncoder, make_optimizer, mlp
+from la_core.backends.torch import Perceptron, TorchEncoder, make_optimizer
 from la_core.errors import DataError, NotFiniteError, RunFolderError, SettingsError, ShapeError
 from la_core.folder import read_metrics
 from la_core.mlp import MLP
@@ -36,7 +37,7 @@ def numpy_encoder(settings):
 
 def torch_encoder(settings):
     torch.manual_seed(settings.seed)
-    module = mlp((10, 16, 8))
+    module = Perceptron((10, 16, 8))
     return TorchEncoder(module, make_optimizer(module, settings))
 
 
@@ -302,7 +303,7 @@ def test_very_small_data(n):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_mixed_precision_keeps_the_bank_in_float32(dtype):
     torch.manual_seed(0)
-    module = mlp((10, 16, 8))
+    module = Perceptron((10, 16, 8))
     encoder = TorchEncoder(module, make_optimizer(module, SMALL), autocast=dtype)
     run = train(
         la_core.samples(FEATURES, CLASSES), encoder, backend=la_core.backend("torch"), settings=SMALL, progress=False
@@ -313,7 +314,7 @@ def test_mixed_precision_keeps_the_bank_in_float32(dtype):
 
 
 def test_progress_writes_a_line_for_each_epoch_where_there_is_no_terminal(capsys):
-    train(FEATURES, numpy_encoder(SMALL), backend=la_core.backend("numpy"), settings=SMALL)
+    train(FEATURES, numpy_encoder(SMALL), backend=la_core.backend("numpy"), settings=replace(SMALL, health_every=0))
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 4
     assert "warm-up, epoch 1/4" in lines[0]
@@ -323,8 +324,31 @@ def test_progress_writes_a_line_for_each_epoch_where_there_is_no_terminal(capsys
 
 def test_the_bar_shows_where_there_is_a_terminal(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    train(FEATURES, numpy_encoder(SMALL), backend=la_core.backend("numpy"), settings=SMALL)
+    train(FEATURES, numpy_encoder(SMALL), backend=la_core.backend("numpy"), settings=replace(SMALL, health_every=0))
     shown = capsys.readouterr().err
     assert "local aggregation, epoch 4/4" in shown
     assert "samples/s" in shown
     assert os.linesep not in shown.strip()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_what_is_wrong_is_said_and_kept(capsys, monkeypatch, tmp_path, terminal):
+    """Clusters of 12 samples are below what Local Aggregation is good at: said once, in a line of its own."""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    encoder = numpy_encoder(SMALL)
+    train(FEATURES, encoder, backend=la_core.backend("numpy"), settings=SMALL, folder=tmp_path / "run")
+    said = [line for line in capsys.readouterr().err.replace("\r", "\n").splitlines() if "warning: n_clusters" in line]
+    assert len(said) == 1
+    records = list(read_metrics(tmp_path / "run"))
+    assert [sum("n_clusters is" in w for w in record["warnings"]) for record in records] == [0, 0, 1, 0]
+    assert all(record["health"]["effective_rank"] > 1 for record in records)
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_workers_change_nothing(name):
+    make = {"numpy": numpy_encoder, "torch": torch_encoder}[name]
+    settings = replace(SMALL, views=2, epochs=2, warmup_epochs=1, health_every=0)
+    alone, helped = (go(name, make, settings, workers=workers) for workers in (0, 1))
+    assert alone.history[-1]["loss"] == helped.history[-1]["loss"]
+    to_host = alone.backend.to_host
+    np.testing.assert_array_equal(to_host(alone.state.bank), to_host(helped.state.bank))

@@ -14,25 +14,38 @@ from la_core.backends.jax.backend import JaxBackend
 from la_core.backends.jax.objective import instance_discrimination_loss, local_aggregation_loss
 
 if TYPE_CHECKING:
-    from la_core.backends.jax.encoder import JaxEncoder, decayed, make_optimizer, nnx_encoder
-    from la_core.backends.jax.networks import Perceptron, ResNet18, SmallCNN
+    from la_core.backends.jax.costs import cost
+    from la_core.backends.jax.encoder import JaxEncoder, NnxEncoder, decayed, make_optimizer, nnx_encoder
+    from la_core.backends.jax.exchange import initialise, load_torch_weights, torch_weights
+    from la_core.backends.jax.networks import VGG16, AlexNet, Perceptron, ResNet18, ResNet50, SmallCNN, network
 
 __all__ = [
+    "VGG16",
+    "AlexNet",
     "JaxBackend",
     "JaxEncoder",
+    "NnxEncoder",
     "Perceptron",
     "ResNet18",
+    "ResNet50",
     "SmallCNN",
+    "cost",
     "decayed",
+    "initialise",
     "instance_discrimination_loss",
     "kernels",
+    "load_torch_weights",
     "local_aggregation_loss",
     "make_optimizer",
+    "network",
     "nnx_encoder",
+    "torch_weights",
 ]
 
-_LATER = dict.fromkeys(("JaxEncoder", "decayed", "make_optimizer", "nnx_encoder"), "encoder")
-_LATER |= dict.fromkeys(("Perceptron", "ResNet18", "SmallCNN"), "networks")
+_LATER = dict.fromkeys(("JaxEncoder", "NnxEncoder", "decayed", "make_optimizer", "nnx_encoder"), "encoder")
+_LATER |= dict.fromkeys(("initialise", "load_torch_weights", "torch_weights"), "exchange")
+_LATER |= dict.fromkeys(("AlexNet", "Perceptron", "ResNet18", "ResNet50", "SmallCNN", "VGG16", "network"), "networks")
+_LATER["cost"] = "costs"
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,3 +54,8 @@ class JaxBackend:
 
     def seed(self, seed: int) -> None:
         """JAX draws from keys that an encoder brings with it."""
+
+    def compile(self, function: Callable[..., Any], consumes: tuple[int, ...] = ()) -> Callable[..., Any]:
+        """Under ``jax.jit``, once for each set of shapes."""
+        compiled: Callable[..., Any] = jax.jit(function, donate_argnums=consumes)
+        return compiled

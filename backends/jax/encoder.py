@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeAlias
 
 import jax
@@ -12,7 +14,9 @@ import optax
 from flax import nnx
 from jax import Array
 
+from la_core.backends.jax.exchange import load_torch_weights, torch_weights
 from la_core.errors import BackendError, KindError, ShapeError
+from la_core.export import fit
 from la_core.settings import Settings
 
 Tree: TypeAlias = Any
@@ -139,30 +143,126 @@ class JaxEncoder:
         return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
 
 
-def nnx_encoder(
-    module: nnx.Module, optimizer: optax.GradientTransformation | None = None, *, device: Any = None
-) -> JaxEncoder:
+class NnxEncoder(JaxEncoder):
     """A flax NNX module as an encoder; later changes of ``module`` itself do not reach it.
 
-    A module with the parts ``features`` (a method) and ``head`` gives its features too; any other its embeddings only.
+    Parameters
+    ----------
+    module, optimizer, device
+        As for :class:`JaxEncoder`.
+    features
+        Name of the part, such as ``"layer3"``, whose output counts as the layer before the embedding. By default a
+        module with a method ``features`` and a part ``head`` gives its features, and any other its embeddings.
     """
-    split: Any = nnx.split
-    graphs: dict[bool, Any] = {}
-    modes: dict[bool, Any] = {False: module.eval, True: module.train}
-    for training, enter in modes.items():
-        enter()
-        graphs[training], parameters, state = split(module, nnx.Param, ...)
 
-    def apply(parameters: Tree, state: Tree, batch: Array, training: bool) -> tuple[Array, Array, Tree]:
-        there: Any = nnx.merge(graphs[training], parameters, state)
-        if hasattr(there, "features") and hasattr(there, "head"):
-            features = there.features(batch)
-            z = there.head(features)
-        else:
-            z = features = there(batch)
-        return z, features, nnx.to_pure_dict(split(there, nnx.Param, ...)[2])
+    def __init__(
+        self,
+        module: nnx.Module,
+        optimizer: optax.GradientTransformation | None = None,
+        *,
+        device: Any = None,
+        features: str | None = None,
+    ) -> None:
+        self.network = type(module).__name__
+        self._graphs: dict[bool, Any] = {}
+        modes: dict[bool, Any] = {False: module.eval, True: module.train}
+        for training, enter in modes.items():
+            enter()
+            self._graphs[training], parameters, state = _split(module, nnx.Param, ...)
+        if features is not None:
+            _place(module, "features", features)
 
-    return JaxEncoder(apply, nnx.to_pure_dict(parameters), nnx.to_pure_dict(state), optimizer, device=device)
+        def apply(parameters: Tree, state: Tree, batch: Array, training: bool) -> tuple[Array, Array, Tree]:
+            there = nnx.merge(self._graphs[training], parameters, state)
+            if features is not None:
+                with _watched(there, "features", (features,)) as kept:
+                    z = there(batch)
+                before = kept[features]
+            elif hasattr(there, "features") and hasattr(there, "head"):
+                before = there.features(batch)
+                z = there.head(before)
+            else:
+                z = before = there(batch)
+            return z, before, nnx.to_pure_dict(_split(there, nnx.Param, ...)[2])
+
+        super().__init__(apply, nnx.to_pure_dict(parameters), nnx.to_pure_dict(state), optimizer, device=device)
+        self._layers = jax.jit(self._outputs, static_argnums=3)
+
+    def layers(self, batch: Array, names: Sequence[str]) -> dict[str, Array]:
+        """Outputs of parts by name, (B, C, H, W) or (B, F), in evaluation mode. Names are as in :func:`torch_weights`.
+
+        Raises
+        ------
+        KindError
+            A name that is no part's, or a part that took no part.
+        """
+        kept: dict[str, Array] = self._layers(self.parameters, self.state, batch, tuple(names))
+        return {name: kept[name] for name in names}
+
+    def _outputs(self, parameters: Tree, state: Tree, batch: Array, names: tuple[str, ...]) -> dict[str, Array]:
+        there = nnx.merge(self._graphs[False], parameters, state)
+        with _watched(there, "names", names) as kept:
+            there(batch)
+        return {name: _widened(x) for name, x in kept.items()}
+
+    def torch_weights(self) -> dict[str, np.ndarray]:
+        """A copy of the weights under PyTorch's names and in its layouts."""
+        return torch_weights(nnx.merge(self._graphs[False], self.parameters, self.state))
+
+    def load_torch_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`torch_weights` of an encoder on any library gave; a head left out stays as it is.
+
+        Raises
+        ------
+        KindError, ShapeError
+            Names that are missing or unknown, or another shape: nothing is changed then.
+        """
+        mine = self.torch_weights()
+        fit(mine, weights, "what was given")
+        module = nnx.merge(self._graphs[False], *jax.tree.map(jnp.array, (self.parameters, self.state)))
+        load_torch_weights(module, mine | dict(weights))
+        taken = [nnx.to_pure_dict(part) for part in _split(module, nnx.Param, ...)[1:]]
+        self.parameters, self.state = jax.device_put(taken, jax.tree.leaves(self.parameters)[0].sharding)
+
+
+nnx_encoder = NnxEncoder
+_split: Any = nnx.split
+
+
+def _place(module: nnx.Module, argument: str, name: str) -> tuple[Any, str]:
+    """Where the part of that name is held: its owner, and the attribute. The list of a Sequential is not named."""
+    owner: Any = None
+    part: Any = module
+    for key in name.split("."):
+        owner = part.layers if isinstance(part, nnx.Sequential) else part
+        part = vars(owner).get(key) if isinstance(owner, nnx.Module) else None
+        if not callable(part):
+            raise KindError(f"{argument} must name parts of the encoder; got {name!r}")
+    return owner, key
+
+
+@contextmanager
+def _watched(module: nnx.Module, argument: str, names: tuple[str, ...]) -> Iterator[dict[str, Array]]:
+    """What the named parts give while the module is called; maps are turned channels first."""
+    kept: dict[str, Array] = {}
+    places = {name: _place(module, argument, name) for name in names}
+    parts = {name: vars(owner)[key] for name, (owner, key) in places.items()}
+
+    def watch(name: str, *args: Any, **kwargs: Any) -> Array:
+        out: Array = parts[name](*args, **kwargs)
+        kept[name] = jnp.moveaxis(out, -1, 1) if out.ndim > 2 else out
+        return out
+
+    # By vars(): an NNX module takes no function for a part by assignment.
+    for name, (owner, key) in places.items():
+        vars(owner)[key] = partial(watch, name)
+    try:
+        yield kept
+    finally:
+        for name, (owner, key) in places.items():
+            vars(owner)[key] = parts[name]
+    if set(kept) != set(names):
+        raise KindError(f"these parts took no part in the embedding: {sorted(set(names) - set(kept))}")
 
 
 def _forward(apply: Apply) -> Any:

@@ -1,7 +1,8 @@
-"""Small flax NNX encoders: an image batch (B, C, H, W) or a feature batch (B, F) to embeddings (B, D).
+"""flax NNX networks: an image batch (B, C, H, W) or a feature batch (B, F) to embeddings (B, dim).
 
-Each has ``features``, the layer before the embedding, and ``head``. Images come channels first, as everywhere in
-la_core, and are turned channels last at the door, as XLA likes them. Weights start as PyTorch draws them.
+Each has ``features(x)``, the backbone's output (B, F), and ``head``, which makes the embedding of it. They are the
+twins of ``la_core.backends.torch``: the same options, names, and arithmetic, described there. Images come channels
+first, as everywhere in la_core, and are turned channels last at the door, as XLA likes them.
 """
 
 from __future__ import annotations
@@ -9,34 +10,94 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
 
-_fan_in = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-_he = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
-_norm = partial(nnx.BatchNorm, momentum=0.9, epsilon=1e-5)
+from la_core import check
+from la_core.errors import RangeError, ShapeError
+from la_core.presets import chosen
+
+Layer = Callable[..., Array]
+Norm = Callable[..., Layer]
+
+
+class BatchNorm(nnx.BatchNorm):
+    """As PyTorch's: the running variance takes in the unbiased variance of a batch. ``momentum`` is flax's, the weight
+    of what was there.
+    """
+
+    def __call__(self, x: Array, use_running_average: bool | None = None, *, mask: Array | None = None) -> Array:
+        """(B, ..., C) -> (B, ..., C)."""
+        kept = self.momentum * self.var[...]
+        y: Array = super().__call__(x, use_running_average, mask=mask)
+        if not (self.use_running_average if use_running_average is None else use_running_average):
+            n = x.size // x.shape[-1]
+            self.var[...] = kept + (self.var[...] - kept) * (n / max(n - 1, 1))
+        return y
+
+
+def _norm(rngs: nnx.Rngs, momentum: float = 0.1) -> Callable[..., BatchNorm]:
+    return partial(BatchNorm, momentum=1 - momentum, epsilon=1e-5, rngs=rngs)
+
+
+def _uniform(fan_in: int) -> Any:
+    """Within 1 / sqrt(fan in), as PyTorch draws; on the host, since XLA would compile for seconds for each shape."""
+    bound = fan_in**-0.5
+
+    def draw(key: Array, shape: Sequence[int], dtype: Any = jnp.float32, **sharding: Any) -> Array:
+        if isinstance(key, jax.core.Tracer):
+            return jax.random.uniform(key, tuple(shape), dtype, -bound, bound)
+        rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+        return jnp.asarray(rng.uniform(-bound, bound, tuple(shape)), dtype)
+
+    return draw
 
 
 def _linear(rows: int, columns: int, rngs: nnx.Rngs, *, use_bias: bool = True) -> nnx.Linear:
-    def bias(key: Array, shape: Sequence[int], *args: Any, **kwargs: Any) -> Array:
-        return jax.random.uniform(key, tuple(shape), jnp.float32, -(rows**-0.5), rows**-0.5)
-
-    return nnx.Linear(rows, columns, use_bias=use_bias, kernel_init=_fan_in, bias_init=bias, rngs=rngs)
+    draw = _uniform(rows)
+    return nnx.Linear(rows, columns, use_bias=use_bias, kernel_init=draw, bias_init=draw, rngs=rngs)
 
 
-def _conv(channels: int, out: int, size: int, rngs: nnx.Rngs, stride: int = 1, init: Any = _fan_in) -> nnx.Conv:
+def _conv(
+    channels: int,
+    out: int,
+    size: int,
+    rngs: nnx.Rngs,
+    stride: int = 1,
+    *,
+    padding: int | None = None,
+    use_bias: bool = False,
+) -> nnx.Conv:
+    draw = _uniform(channels * size**2)
     return nnx.Conv(
         *(channels, out, (size, size)),
         strides=stride,
-        padding=size // 2,
-        use_bias=False,
-        kernel_init=init,
+        padding=size // 2 if padding is None else padding,
+        use_bias=use_bias,
+        kernel_init=draw,
+        bias_init=draw,
         rngs=rngs,
     )
+
+
+def _head(features: int, dim: int, projection: int | None, standardise: bool, rngs: nnx.Rngs) -> Layer:
+    if projection is None:
+        layers: list[Layer] = [_linear(features, dim, rngs)]
+    else:
+        hidden = _linear(features, projection, rngs, use_bias=False)
+        layers = [hidden, _norm(rngs)(projection), nnx.relu, _linear(projection, dim, rngs)]
+    if standardise:
+        layers.append(_norm(rngs)(dim, use_bias=False, use_scale=False))
+    return layers[0] if len(layers) == 1 else nnx.Sequential(*layers)
+
+
+def _dense(rows: int, columns: int, momentum: float, rngs: nnx.Rngs) -> nnx.Sequential:
+    return nnx.Sequential(_linear(rows, columns, rngs, use_bias=False), _norm(rngs, momentum)(columns), nnx.relu)
 
 
 def _halved(x: Array) -> Array:
@@ -45,77 +106,60 @@ def _halved(x: Array) -> Array:
     return x[:, : h // 2 * 2, : w // 2 * 2].reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
 
 
+def _pooled(x: Array, padding: int = 0) -> Array:
+    """The largest of 3 x 3 pixels, at every second one."""
+    pooled: Array = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((padding, padding),) * 2)
+    return pooled
+
+
+def _same(x: Array) -> Array:
+    return x
+
+
 def _mean(x: Array) -> Array:
     return x.mean(axis=(1, 2))
 
 
-class SmallCNN(nnx.Module):
-    """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean; one linear head.
+def _flat(x: Array) -> Array:
+    """(B, H, W, C) -> (B, C * H * W), in PyTorch's order."""
+    return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
 
-    For images of about 24 to 96 pixels. A larger one wants a :class:`ResNet18`.
+
+def _check_size(x: Array, size: int) -> None:
+    if x.ndim != 4 or x.shape[2:] != (size, size):
+        raise ShapeError(f"this network was made for images (B, C, {size}, {size}); got {x.shape}")
+
+
+class SmallCNN(nnx.Module):
+    """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean.
+
+    For images of about 24 to 96 pixels. A larger one wants a ResNet.
     """
 
-    def __init__(self, channels: int, dim: int = 128, width: int = 32, blocks: int = 4, *, rngs: nnx.Rngs) -> None:
-        body: list[Callable[..., Array]] = []
+    initial: ClassVar[str] = "uniform"
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int = 128,
+        width: int = 32,
+        blocks: int = 4,
+        *,
+        projection: int | None = None,
+        standardise: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        body: list[Layer] = []
         for block in range(blocks):
             out = width * 2**block
-            body += [_conv(channels, out, 3, rngs), _norm(out, rngs=rngs), nnx.relu]
+            body += [_conv(channels, out, 3, rngs), _norm(rngs)(out), nnx.relu]
             body.append(_halved if block < blocks - 1 else _mean)
             channels = out
         self.body = nnx.Sequential(*body)
-        self.head = _linear(channels, dim, rngs)
+        self.head = _head(channels, dim, projection, standardise, rngs)
 
     def features(self, x: Array) -> Array:
-        """(B, C, H, W) -> (B, F)."""
-        features: Array = self.body(jnp.moveaxis(x, 1, -1))
-        return features
-
-    def __call__(self, x: Array) -> Array:
-        """(B, C, H, W) -> (B, dim)."""
-        return self.head(self.features(x))
-
-
-class _Block(nnx.Module):
-    """Two 3 x 3 convolutions around which the input passes."""
-
-    def __init__(self, channels: int, out: int, stride: int, rngs: nnx.Rngs) -> None:
-        self.first = _conv(channels, out, 3, rngs, stride, _he)
-        self.first_norm = _norm(out, rngs=rngs)
-        self.second = _conv(out, out, 3, rngs, 1, _he)
-        self.second_norm = _norm(out, rngs=rngs)
-        changes = stride != 1 or channels != out
-        around = [_conv(channels, out, 1, rngs, stride, _he), _norm(out, rngs=rngs)] if changes else []
-        self.past = nnx.Sequential(*around) if changes else None
-
-    def __call__(self, x: Array) -> Array:
-        y = nnx.relu(self.first_norm(self.first(x)))
-        past: Array = x if self.past is None else self.past(x)
-        return nnx.relu(past + self.second_norm(self.second(y)))
-
-
-class ResNet18(nnx.Module):
-    """ResNet-18 (He et al. 2016) with a linear head to (B, dim).
-
-    ``stem`` is ``"imagenet"``, 7 x 7 with stride 2 and a pooling, or ``"small"``, 3 x 3 for images below 100 pixels.
-    """
-
-    def __init__(
-        self, channels: int = 3, dim: int = 128, width: int = 64, stem: str = "imagenet", *, rngs: nnx.Rngs
-    ) -> None:
-        size, stride = {"imagenet": (7, 2), "small": (3, 1)}[stem]
-        pool = [partial(nnx.max_pool, window_shape=(3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))]
-        body: list[Callable[..., Array]] = [_conv(channels, width, size, rngs, stride, _he), _norm(width, rngs=rngs)]
-        body += [nnx.relu, *(pool if stem == "imagenet" else [])]
-        inside = width
-        for stage in range(4):
-            out = width * 2**stage
-            body += [_Block(inside, out, 1 if stage == 0 else 2, rngs), _Block(out, out, 1, rngs)]
-            inside = out
-        self.body = nnx.Sequential(*body, _mean)
-        self.head = _linear(inside, dim, rngs)
-
-    def features(self, x: Array) -> Array:
-        """(B, C, H, W) -> (B, 8 * width)."""
+        """(B, C, H, W) -> (B, width * 2 ** (blocks - 1))."""
         features: Array = self.body(jnp.moveaxis(x, 1, -1))
         return features
 
@@ -127,12 +171,16 @@ class ResNet18(nnx.Module):
 class Perceptron(nnx.Module):
     """Linear layers with batch norm and ReLU between them; a batch is flattened first."""
 
-    def __init__(self, sizes: Sequence[int], *, rngs: nnx.Rngs) -> None:
-        layers: list[Callable[..., Array]] = []
+    initial: ClassVar[str] = "uniform"
+
+    def __init__(
+        self, sizes: Sequence[int], *, projection: int | None = None, standardise: bool = False, rngs: nnx.Rngs
+    ) -> None:
+        body: list[Layer] = []
         for rows, columns in pairwise(sizes[:-1]):
-            layers += [_linear(rows, columns, rngs, use_bias=False), _norm(columns, rngs=rngs), nnx.relu]
-        self.body = nnx.Sequential(*layers)
-        self.head = _linear(sizes[-2], sizes[-1], rngs)
+            body += [_linear(rows, columns, rngs, use_bias=False), _norm(rngs)(columns), nnx.relu]
+        self.body = nnx.Sequential(*body)
+        self.head = _head(sizes[-2], sizes[-1], projection, standardise, rngs)
 
     def features(self, x: Array) -> Array:
         """(B, ...) -> (B, sizes[-2])."""
@@ -142,3 +190,241 @@ class Perceptron(nnx.Module):
     def __call__(self, x: Array) -> Array:
         """(B, ...) -> (B, sizes[-1])."""
         return self.head(self.features(x))
+
+
+class _Residual(nnx.Module):
+    """Two 3 x 3 convolutions, or 1 x 1, 3 x 3, 1 x 1, around which the input passes.
+
+    In the form of He et al. 2016a, conv-norm-ReLU, or of 2016b with ``preactivation``, norm-ReLU-conv.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        width: int,
+        stride: int,
+        *,
+        bottleneck: bool,
+        preactivation: bool,
+        norm: Norm,
+        rngs: nnx.Rngs,
+    ) -> None:
+        out = 4 * width if bottleneck else width
+        layers = [(channels, width, 3, stride), (width, out, 3, 1)]
+        if bottleneck:
+            layers = [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+        for i, (rows, columns, size, step) in enumerate(layers, 1):
+            setattr(self, f"conv{i}", _conv(rows, columns, size, rngs, step))
+            setattr(self, f"bn{i}", norm(rows if preactivation else columns))
+        changes = stride != 1 or channels != out
+        around: list[Layer] = [_conv(channels, out, 1, rngs, stride), *([] if preactivation else [norm(out)])]
+        self.downsample = nnx.Sequential(*around) if changes else None
+        self.depth, self.preactivation = len(layers), preactivation
+
+    def __call__(self, x: Array) -> Array:
+        y = past = x
+        for i in range(1, self.depth + 1):
+            conv, bn = getattr(self, f"conv{i}"), getattr(self, f"bn{i}")
+            if self.preactivation:
+                y = nnx.relu(bn(y))
+                if i == 1 and self.downsample is not None:
+                    past = self.downsample(y)
+                y = conv(y)
+            else:
+                y = bn(conv(y))
+                y = nnx.relu(y) if i < self.depth else y
+        if self.preactivation:
+            return past + y
+        return nnx.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nnx.Module):
+    """What the ResNets share. Parts and names are torchvision's; ``fc`` makes the embedding.
+
+    The options are those of the torch twin.
+    """
+
+    initial: ClassVar[str] = "he"
+    blocks: ClassVar[tuple[int, ...]]
+    bottleneck: ClassVar[bool]
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        stem: str = "imagenet",
+        *,
+        preactivation: bool = False,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        check.choice("stem", stem, ("imagenet", "small"))
+        norm = _norm(rngs, momentum)
+        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = _conv(channels, width, size, rngs, stride)
+        self.bn1 = _same if preactivation else norm(width)
+        self.maxpool = partial(_pooled, padding=1) if stem == "imagenet" else _same
+        residual = partial(_Residual, bottleneck=self.bottleneck, preactivation=preactivation, norm=norm, rngs=rngs)
+        inside = width
+        for stage, n_blocks in enumerate(self.blocks):
+            inner = width * 2**stage
+            parts = []
+            for block in range(n_blocks):
+                parts.append(residual(inside, inner, 2 if stage > 0 and block == 0 else 1))
+                inside = 4 * inner if self.bottleneck else inner
+            setattr(self, f"layer{stage + 1}", nnx.Sequential(*parts))
+        self.bn5 = norm(inside) if preactivation else _same
+        self.fc = _head(inside, dim, projection, standardise, rngs)
+        self.preactivation = preactivation
+
+    @property
+    def head(self) -> Layer:
+        """What makes the embedding of the features: ``fc``."""
+        return self.fc
+
+    def features(self, x: Array) -> Array:
+        """(B, C, H, W) -> (B, F), F of 8 or 32 times the width."""
+        x = self.bn1(self.conv1(jnp.moveaxis(x, 1, -1)))
+        x = self.maxpool(x if self.preactivation else nnx.relu(x))
+        for stage in range(len(self.blocks)):
+            x = getattr(self, f"layer{stage + 1}")(x)
+        return _mean(nnx.relu(self.bn5(x)) if self.preactivation else x)
+
+    def __call__(self, x: Array) -> Array:
+        """(B, C, H, W) -> (B, dim)."""
+        return self.fc(self.features(x))
+
+
+class ResNet18(ResNet):
+    """ResNet-18 (He et al. 2016): see :class:`ResNet`."""
+
+    blocks = (2, 2, 2, 2)
+    bottleneck = False
+
+
+class ResNet50(ResNet):
+    """ResNet-50 (He et al. 2016): see :class:`ResNet`."""
+
+    blocks = (3, 4, 6, 3)
+    bottleneck = True
+
+
+class AlexNet(nnx.Module):
+    """AlexNet in one column (Krizhevsky 2014) with batch norm, without dropout, as Local Aggregation published it.
+
+    For images of ``size`` pixels. Layers ``conv1`` to ``conv5``, ``fc6`` and ``fc7`` each end in their ReLU.
+    """
+
+    initial: ClassVar[str] = "he"
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        size: int = 224,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.size = size
+        side = (size - 11) // 4 + 1
+        for i, (out, kernel) in enumerate(((1, 11), (3, 5), (6, 3), (6, 3), (4, 3)), 1):
+            stride, padding = (1, None) if i > 1 else (4, 0)
+            conv = _conv(channels, out * width, kernel, rngs, stride, padding=padding)
+            channels = out * width
+            setattr(self, f"conv{i}", nnx.Sequential(conv, _norm(rngs, momentum)(channels), nnx.relu))
+            side = (side - 3) // 2 + 1 if i in (1, 2, 5) else side
+        if side < 1:
+            raise RangeError(f"size must be at least 67 pixels for an AlexNet; got {size}")
+        self.fc6 = _dense(channels * side**2, 64 * width, momentum, rngs)
+        self.fc7 = _dense(64 * width, 64 * width, momentum, rngs)
+        self.head = _head(64 * width, dim, projection, standardise, rngs)
+
+    def features(self, x: Array) -> Array:
+        """(B, C, size, size) -> (B, 64 * width)."""
+        _check_size(x, self.size)
+        x = jnp.moveaxis(x, 1, -1)
+        for i in range(1, 6):
+            x = getattr(self, f"conv{i}")(x)
+            x = _pooled(x) if i in (1, 2, 5) else x
+        features: Array = self.fc7(self.fc6(_flat(x)))
+        return features
+
+    def __call__(self, x: Array) -> Array:
+        """(B, C, size, size) -> (B, dim)."""
+        return self.head(self.features(x))
+
+
+class VGG16(nnx.Module):
+    """VGG16 (Simonyan and Zisserman 2015) as Local Aggregation published it, without dropout.
+
+    Batch norm stands on the last convolution of each block and on ``fc6`` and ``fc7``. For images of ``size`` pixels.
+    Layers ``conv1_1`` to ``conv5_3``, ``fc6`` and ``fc7`` each end in their ReLU.
+    """
+
+    initial: ClassVar[str] = "he"
+    blocks: ClassVar[tuple[tuple[int, int], ...]] = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
+    """Width in units of ``width``, and number of convolutions."""
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        size: int = 224,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.size = size
+        if size < 32:
+            raise RangeError(f"size must be at least 32 pixels for a VGG16; got {size}")
+        for block, (out, depth) in enumerate(self.blocks, 1):
+            for i in range(1, depth + 1):
+                last = i == depth
+                norm = [_norm(rngs, momentum)(out * width)] if last else []
+                conv = _conv(channels, out * width, 3, rngs, use_bias=not last)
+                setattr(self, f"conv{block}_{i}", nnx.Sequential(conv, *norm, nnx.relu))
+                channels = out * width
+        self.fc6 = _dense(channels * (size // 32) ** 2, 64 * width, momentum, rngs)
+        self.fc7 = _dense(64 * width, 64 * width, momentum, rngs)
+        self.head = _head(64 * width, dim, projection, standardise, rngs)
+
+    def features(self, x: Array) -> Array:
+        """(B, C, size, size) -> (B, 64 * width)."""
+        _check_size(x, self.size)
+        x = jnp.moveaxis(x, 1, -1)
+        for block, (_, depth) in enumerate(self.blocks, 1):
+            for i in range(1, depth + 1):
+                x = getattr(self, f"conv{block}_{i}")(x)
+            x = _halved(x)
+        features: Array = self.fc7(self.fc6(_flat(x)))
+        return features
+
+    def __call__(self, x: Array) -> Array:
+        """(B, C, size, size) -> (B, dim)."""
+        return self.head(self.features(x))
+
+
+NETWORKS: dict[str, Callable[..., nnx.Module]] = {
+    made.__name__: made for made in (SmallCNN, Perceptron, ResNet18, ResNet50, AlexNet, VGG16)
+}
+
+
+def network(name: str, *, rngs: nnx.Rngs | None = None, **options: Any) -> nnx.Module:
+    """A network by its name: ``network(preset.network, **preset.options)``.
+
+    Raises
+    ------
+    RangeError
+        There is no such network: says which there are.
+    """
+    return chosen("network", name, NETWORKS)(rngs=nnx.Rngs(0) if rngs is None else rngs, **options)

@@ -6,19 +6,36 @@ criterion = LocalAggregation(len(dataset), 128)                       loss = cri
 
 from la_core.backends.torch import kernels
 from la_core.backends.torch.backend import TorchBackend
+from la_core.backends.torch.costs import cost
 from la_core.backends.torch.criterion import LocalAggregation
 from la_core.backends.torch.dlpack import DLPackEncoder
 from la_core.backends.torch.encoder import TorchEncoder, make_optimizer, parameter_groups
-from la_core.backends.torch.networks import SmallCNN, mlp
+from la_core.backends.torch.networks import (
+    VGG16,
+    AlexNet,
+    Perceptron,
+    ResNet18,
+    ResNet50,
+    SmallCNN,
+    initialise,
+    network,
+)
 
 __all__ = [
+    "VGG16",
+    "AlexNet",
     "DLPackEncoder",
     "LocalAggregation",
+    "Perceptron",
+    "ResNet18",
+    "ResNet50",
     "SmallCNN",
     "TorchBackend",
     "TorchEncoder",
+    "cost",
+    "initialise",
     "kernels",
     "make_optimizer",
-    "mlp",
+    "network",
     "parameter_groups",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from la_core.errors import BackendError, KindError, ShapeError
+from la_core.export import fit
 from la_core.settings import Settings
 
 _NORMALISATION = (
@@ -55,8 +56,8 @@ class TorchEncoder:
         Holds the module's parameters. Its groups keep the ratios of their learning rates. Without one, the encoder
         can be applied and not trained.
     features
-        Name of the submodule whose output counts as the layer before the embedding; by default the last Linear's
-        input.
+        Name of the submodule whose output counts as the layer before the embedding. By default it is the input of the
+        module's ``head``, if it has one, or of its last Linear.
     autocast
         ``torch.bfloat16`` or ``torch.float16`` for mixed precision. The embedding leaves in float32, so that the
         bank and the log-sums never see half precision.
@@ -82,18 +83,23 @@ class TorchEncoder:
 
     def _watch(self, features: str | None) -> None:
         if features is not None:
-            parts = dict(self.module.named_modules())
-            if features not in parts:
-                raise KindError(f"features must name a submodule of the encoder; got {features!r}")
-            parts[features].register_forward_hook(lambda module, args, output: self._keep(output))
+            self._part("features", features).register_forward_hook(lambda module, args, output: self._keep(output))
             return
+        head = getattr(self.module, "head", None)
         linear = [part for part in self.module.modules() if isinstance(part, nn.Linear)]
-        if linear:
-            linear[-1].register_forward_pre_hook(lambda module, args: self._keep(args[0]))
+        last = [head] if isinstance(head, nn.Module) else linear[-1:]
+        if last:
+            last[0].register_forward_pre_hook(lambda module, args: self._keep(args[0]))
+
+    def _part(self, argument: str, name: str) -> nn.Module:
+        parts: dict[str, nn.Module] = dict(self.module.named_modules())
+        if name not in parts:
+            raise KindError(f"{argument} must name submodules of the encoder; got {name!r}")
+        return parts[name]
 
     def _keep(self, features: Tensor) -> None:
         if not self.module.training:
-            self._features = features.flatten(1)
+            self._features = _kept(features).flatten(1)
 
     def _forward(self, batch: Tensor) -> Tensor:
         half = torch.autocast(self.device.type, self._autocast) if self._autocast else nullcontext()
@@ -110,11 +116,35 @@ class TorchEncoder:
         try:
             with torch.no_grad():
                 z = self._forward(batch)
-            features = z if self._features is None else _widened(self._features)
+            features = z if self._features is None else self._features
         finally:
             self.module.train(training)
             self._features = None
         return z, features
+
+    def layers(self, batch: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of submodules by name, (B, C, H, W) or (B, F), in evaluation mode, without a graph.
+
+        Raises
+        ------
+        KindError
+            A name that is no submodule's, or a submodule that took no part.
+        """
+        kept: dict[str, Tensor] = {}
+
+        def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            return lambda module, args, output: kept.update({name: _kept(output)})
+
+        parts = {name: self._part("names", name) for name in names}
+        hooks = [part.register_forward_hook(keep(name)) for name, part in parts.items()]
+        try:
+            self.apply(batch)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if len(kept) < len(parts):
+            raise KindError(f"these submodules took no part in the embedding: {sorted(set(parts) - set(kept))}")
+        return {name: kept[name] for name in parts}
 
     def pullback(self, batch: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """Embeddings without their graph, and the backward pass through it."""
@@ -144,6 +174,31 @@ class TorchEncoder:
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over weights by name."""
         self.module.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
+
+    def torch_weights(self) -> dict[str, np.ndarray]:
+        """A copy of the weights that :mod:`la_core.export` writes: all but the counters of batch norm."""
+        return {name: x for name, x in self.weights().items() if not name.endswith("num_batches_tracked")}
+
+    def load_torch_weights(self, weights: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`torch_weights` of an encoder on any library gave; a head left out stays as it is.
+
+        Raises
+        ------
+        KindError, ShapeError
+            Names that are missing or unknown, or another shape: nothing is changed then.
+        """
+        fit(self.torch_weights(), weights, "what was given")
+        self.load(self.weights() | dict(weights))
+
+    @property
+    def network(self) -> str:
+        """The name of the module's class."""
+        return type(self.module).__name__
+
+
+def _kept(x: Tensor) -> Tensor:
+    """A copy, which a following layer in place does not reach."""
+    return _widened(x.detach().clone())
 
 
 def _widened(x: Tensor) -> Tensor:

@@ -1,39 +1,382 @@
-"""Small PyTorch encoders: an image batch (B, C, H, W) or a feature batch (B, F) to embeddings (B, D)."""
+"""PyTorch networks: an image batch (B, C, H, W) or a feature batch (B, F) to embeddings (B, dim).
+
+Each has ``features(x)``, the backbone's output (B, F), and ``head``, which makes the embedding of it: one linear layer,
+as published, or with ``projection`` hidden units Linear, batch norm, ReLU, Linear. ``standardise`` adds batch norm
+without scale and shift, so that embeddings cannot all drift together. ``la_core.backends.jax`` has twins with the same
+names, so that weights move between them. ``initial`` is the rule by which :func:`initialise` draws.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import max_pool2d, relu
+
+from la_core import check
+from la_core.errors import RangeError, ShapeError
+from la_core.initial import draws
+from la_core.presets import chosen
+
+Norm = Callable[[int], nn.Module]
+
+
+def _conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(channels, out, size, stride, size // 2, bias=False)
+
+
+def _head(features: int, dim: int, projection: int | None, standardise: bool) -> nn.Module:
+    if projection is None:
+        layers: list[nn.Module] = [nn.Linear(features, dim)]
+    else:
+        hidden = nn.Linear(features, projection, bias=False)
+        layers = [hidden, nn.BatchNorm1d(projection), nn.ReLU(), nn.Linear(projection, dim)]
+    if standardise:
+        layers.append(nn.BatchNorm1d(dim, affine=False))
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def _dense(rows: int, columns: int, momentum: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(rows, columns, bias=False), nn.BatchNorm1d(columns, momentum=momentum), nn.ReLU(inplace=True)
+    )
+
+
+def _check_size(x: Tensor, size: int) -> None:
+    if x.ndim != 4 or x.shape[2:] != (size, size):
+        raise ShapeError(f"this network was made for images (B, C, {size}, {size}); got {tuple(x.shape)}")
 
 
 class SmallCNN(nn.Module):
-    """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean; one linear head.
+    """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean.
 
     For images of about 24 to 96 pixels. A larger one wants a ResNet.
     """
 
-    def __init__(self, channels: int, dim: int = 128, width: int = 32, blocks: int = 4) -> None:
+    initial: ClassVar[str] = "uniform"
+
+    def __init__(
+        self,
+        channels: int,
+        dim: int = 128,
+        width: int = 32,
+        blocks: int = 4,
+        *,
+        projection: int | None = None,
+        standardise: bool = False,
+    ) -> None:
         super().__init__()
         body: list[nn.Module] = []
         for block in range(blocks):
             out = width * 2**block
-            body += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
+            body += [_conv(channels, out, 3), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
             body.append(nn.MaxPool2d(2) if block < blocks - 1 else nn.AdaptiveAvgPool2d(1))
             channels = out
         self.body = nn.Sequential(*body, nn.Flatten())
-        self.head = nn.Linear(channels, dim)
+        self.head = _head(channels, dim, projection, standardise)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, width * 2 ** (blocks - 1))."""
+        features: Tensor = self.body(x)
+        return features
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, dim)."""
-        z: Tensor = self.head(self.body(x))
+        z: Tensor = self.head(self.features(x))
         return z
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
+class Perceptron(nn.Module):
     """Linear layers with batch norm and ReLU between them; a batch is flattened first."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    for rows, columns in pairwise(sizes[:-1]):
-        layers += [nn.Linear(rows, columns, bias=False), nn.BatchNorm1d(columns), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+
+    initial: ClassVar[str] = "uniform"
+
+    def __init__(self, sizes: Sequence[int], *, projection: int | None = None, standardise: bool = False) -> None:
+        super().__init__()
+        body: list[nn.Module] = []
+        for rows, columns in pairwise(sizes[:-1]):
+            body += [nn.Linear(rows, columns, bias=False), nn.BatchNorm1d(columns), nn.ReLU(inplace=True)]
+        self.body = nn.Sequential(*body)
+        self.head = _head(sizes[-2], sizes[-1], projection, standardise)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, sizes[-2])."""
+        features: Tensor = self.body(x.flatten(1))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, sizes[-1])."""
+        z: Tensor = self.head(self.features(x))
+        return z
+
+
+class _Residual(nn.Module):
+    """Two 3 x 3 convolutions, or 1 x 1, 3 x 3, 1 x 1, around which the input passes.
+
+    In the form of He et al. 2016a, conv-norm-ReLU, or of 2016b with ``preactivation``, norm-ReLU-conv.
+    """
+
+    def __init__(
+        self, channels: int, width: int, stride: int, *, bottleneck: bool, preactivation: bool, norm: Norm
+    ) -> None:
+        super().__init__()
+        out = 4 * width if bottleneck else width
+        layers = [(channels, width, 3, stride), (width, out, 3, 1)]
+        if bottleneck:
+            layers = [(channels, width, 1, 1), (width, width, 3, stride), (width, out, 1, 1)]
+        for i, (rows, columns, size, step) in enumerate(layers, 1):
+            self.add_module(f"conv{i}", _conv(rows, columns, size, step))
+            self.add_module(f"bn{i}", norm(rows if preactivation else columns))
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or channels != out:
+            self.downsample = nn.Sequential(_conv(channels, out, 1, stride), *([] if preactivation else [norm(out)]))
+        self.depth, self.preactivation = len(layers), preactivation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = past = x
+        for i in range(1, self.depth + 1):
+            conv, bn = self.get_submodule(f"conv{i}"), self.get_submodule(f"bn{i}")
+            if self.preactivation:
+                y = relu(bn(y))
+                if i == 1 and self.downsample is not None:
+                    past = self.downsample(y)
+                y = conv(y)
+            else:
+                y = bn(conv(y))
+                y = relu(y) if i < self.depth else y
+        if self.preactivation:
+            return past + y
+        return relu(y + (x if self.downsample is None else self.downsample(x)))
+
+
+class ResNet(nn.Module):
+    """What the ResNets share. Parts and names are torchvision's; ``fc`` makes the embedding.
+
+    Parameters
+    ----------
+    channels, dim
+        Of an image, and of an embedding.
+    width
+        Channels of the stem, 64 as published.
+    stem
+        ``"imagenet"``, 7 x 7 with stride 2 and a pooling, or ``"small"``, 3 x 3 for images below 100 pixels.
+    preactivation
+        The second form (He et al. 2016b), which the Local Aggregation paper uses: norm and ReLU before each
+        convolution and once more at the end. Its weights do not fit the first form.
+    momentum
+        Weight of a batch in the running statistics.
+    projection
+        Hidden units of a two-layer head.
+    standardise
+        Batch norm without scale and shift on the embedding.
+    """
+
+    initial: ClassVar[str] = "he"
+    blocks: ClassVar[tuple[int, ...]]
+    """Residual blocks in each of four stages."""
+    bottleneck: ClassVar[bool]
+    """Blocks of 1 x 1, 3 x 3 (which has the stride) and 1 x 1; else of two 3 x 3."""
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        stem: str = "imagenet",
+        *,
+        preactivation: bool = False,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__()
+        check.choice("stem", stem, ("imagenet", "small"))
+        norm = partial(nn.BatchNorm2d, momentum=momentum)
+        size, stride = (7, 2) if stem == "imagenet" else (3, 1)
+        self.conv1 = _conv(channels, width, size, stride)
+        self.bn1 = nn.Identity() if preactivation else norm(width)
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()
+        inside = width
+        for stage, n_blocks in enumerate(self.blocks):
+            inner = width * 2**stage
+            parts = []
+            for block in range(n_blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                parts.append(
+                    _Residual(inside, inner, stride, bottleneck=self.bottleneck, preactivation=preactivation, norm=norm)
+                )
+                inside = 4 * inner if self.bottleneck else inner
+            self.add_module(f"layer{stage + 1}", nn.Sequential(*parts))
+        self.bn5 = norm(inside) if preactivation else nn.Identity()
+        self.fc = _head(inside, dim, projection, standardise)
+        self.preactivation = preactivation
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes the embedding of the features: ``fc``."""
+        return self.fc
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, F), F of 8 or 32 times the width."""
+        x = self.bn1(self.conv1(x))
+        x = self.maxpool(x if self.preactivation else relu(x))
+        for stage in range(len(self.blocks)):
+            x = self.get_submodule(f"layer{stage + 1}")(x)
+        x = relu(self.bn5(x)) if self.preactivation else x
+        return x.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, dim)."""
+        z: Tensor = self.fc(self.features(x))
+        return z
+
+
+class ResNet18(ResNet):
+    """ResNet-18 (He et al. 2016): see :class:`ResNet`."""
+
+    blocks = (2, 2, 2, 2)
+    bottleneck = False
+
+
+class ResNet50(ResNet):
+    """ResNet-50 (He et al. 2016): see :class:`ResNet`."""
+
+    blocks = (3, 4, 6, 3)
+    bottleneck = True
+
+
+class AlexNet(nn.Module):
+    """AlexNet in one column (Krizhevsky 2014) with batch norm, without dropout, as Local Aggregation published it.
+
+    For images of ``size`` pixels. Layers ``conv1`` to ``conv5``, ``fc6`` and ``fc7`` each end in their ReLU.
+    """
+
+    initial: ClassVar[str] = "he"
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        size: int = 224,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        side = (size - 11) // 4 + 1
+        for i, (out, kernel) in enumerate(((1, 11), (3, 5), (6, 3), (6, 3), (4, 3)), 1):
+            conv = _conv(channels, out * width, kernel) if i > 1 else nn.Conv2d(channels, width, 11, 4, bias=False)
+            channels = out * width
+            self.add_module(
+                f"conv{i}", nn.Sequential(conv, nn.BatchNorm2d(channels, momentum=momentum), nn.ReLU(inplace=True))
+            )
+            side = (side - 3) // 2 + 1 if i in (1, 2, 5) else side
+        if side < 1:
+            raise RangeError(f"size must be at least 67 pixels for an AlexNet; got {size}")
+        self.fc6 = _dense(channels * side**2, 64 * width, momentum)
+        self.fc7 = _dense(64 * width, 64 * width, momentum)
+        self.head = _head(64 * width, dim, projection, standardise)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, size, size) -> (B, 64 * width)."""
+        _check_size(x, self.size)
+        for i in range(1, 6):
+            x = self.get_submodule(f"conv{i}")(x)
+            x = max_pool2d(x, 3, 2) if i in (1, 2, 5) else x
+        features: Tensor = self.fc7(self.fc6(x.flatten(1)))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, size, size) -> (B, dim)."""
+        z: Tensor = self.head(self.features(x))
+        return z
+
+
+class VGG16(nn.Module):
+    """VGG16 (Simonyan and Zisserman 2015) as Local Aggregation published it, without dropout.
+
+    Batch norm stands on the last convolution of each block and on ``fc6`` and ``fc7``. For images of ``size`` pixels.
+    Layers ``conv1_1`` to ``conv5_3``, ``fc6`` and ``fc7`` each end in their ReLU.
+    """
+
+    initial: ClassVar[str] = "he"
+    blocks: ClassVar[tuple[tuple[int, int], ...]] = ((1, 2), (2, 2), (4, 3), (8, 3), (8, 3))
+    """Width in units of ``width``, and number of convolutions."""
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        size: int = 224,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+    ) -> None:
+        super().__init__()
+        self.size = size
+        if size < 32:
+            raise RangeError(f"size must be at least 32 pixels for a VGG16; got {size}")
+        for block, (out, depth) in enumerate(self.blocks, 1):
+            for i in range(1, depth + 1):
+                last = i == depth
+                norm = [nn.BatchNorm2d(out * width, momentum=momentum)] if last else []
+                conv = nn.Conv2d(channels, out * width, 3, padding=1, bias=not last)
+                self.add_module(f"conv{block}_{i}", nn.Sequential(conv, *norm, nn.ReLU(inplace=True)))
+                channels = out * width
+        self.fc6 = _dense(channels * (size // 32) ** 2, 64 * width, momentum)
+        self.fc7 = _dense(64 * width, 64 * width, momentum)
+        self.head = _head(64 * width, dim, projection, standardise)
+
+    def features(self, x: Tensor) -> Tensor:
+        """(B, C, size, size) -> (B, 64 * width)."""
+        _check_size(x, self.size)
+        for block, (_, depth) in enumerate(self.blocks, 1):
+            for i in range(1, depth + 1):
+                x = self.get_submodule(f"conv{block}_{i}")(x)
+            x = max_pool2d(x, 2)
+        features: Tensor = self.fc7(self.fc6(x.flatten(1)))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, size, size) -> (B, dim)."""
+        z: Tensor = self.head(self.features(x))
+        return z
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    made.__name__: made for made in (SmallCNN, Perceptron, ResNet18, ResNet50, AlexNet, VGG16)
+}
+
+
+def network(name: str, **options: Any) -> nn.Module:
+    """A network by its name: ``network(preset.network, **preset.options)``.
+
+    Raises
+    ------
+    RangeError
+        There is no such network: says which there are.
+    """
+    return chosen("network", name, NETWORKS)(**options)
+
+
+def initialise(module: nn.Module, seed: int, rule: str | None = None) -> nn.Module:
+    """Draw the weights of dense layers and convolutions anew, in place, by :func:`la_core.initial.draws`.
+
+    By default with the rule that the module names as ``initial``, or ``"uniform"``.
+    """
+    parameters = dict(module.named_parameters())
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
+    drawn = draws(shapes, seed, rule or str(getattr(module, "initial", "uniform")))
+    with torch.no_grad():
+        for name, x in drawn.items():
+            parameters[name].copy_(torch.from_numpy(x))
+    return module

@@ -6,7 +6,7 @@ A deviation is relative: to the number itself or, where parts of a result cancel
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -282,6 +282,31 @@ AGGREGATION = (
     ),
 )
 
+
+def two_views(case):
+    return {**chosen("bank", "labels", "indices")(case), "z": np.concatenate([case.z, case.z[::-1]])}
+
+
+def call_fresh_rows(z, bank, labels, indices, **settings):
+    objective = partial(objectives.local_aggregation_terms, **settings)
+    terms, state = objectives.fresh_rows(objective, z, State(bank, labels), indices)
+    return (*terms, state.bank)
+
+
+def twice(scale):
+    """The same for the rows of both views."""
+    return lambda case: scale(replace(case, z=two_views(case)["z"]))
+
+
+FRESH_ROWS = Function(
+    "fresh_rows",
+    call_fresh_rows,
+    two_views,
+    of_aggregation["settings"],
+    (*loss_and_cotangent(loss_scale, twice(pull_scale)), Output("n_close", INTEGRAL), Output("bank", BANK)),
+    consumes=("bank",),
+)
+
 DISCRIMINATION = (
     Function(
         "instance_discrimination",
@@ -359,4 +384,4 @@ KNN = Function(
     on_host="how many classes there are depends on the values",
 )
 
-FUNCTIONS = (NEAREST, CLOSE, CLUSTER, *AGGREGATION, *DISCRIMINATION, UPDATE, KNN, UNIT)
+FUNCTIONS = (NEAREST, CLOSE, CLUSTER, *AGGREGATION, FRESH_ROWS, *DISCRIMINATION, UPDATE, KNN, UNIT)

@@ -86,6 +86,9 @@ class Plain:
     def seed(self, seed):
         pass
 
+    def compile(self, function, consumes=()):
+        return function
+
 
 # array-api-strict ------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,9 @@ SUITE = (
     "test_neighbours.py",
     "test_objectives.py",
     "test_clusters.py",
-    "test_evaluate.py",
+    "test_evaluate_knn.py",
+    "test_evaluate_density.py",
+    "test_evaluate_gallery.py",
 )
 FOUND = """
 import array_api_strict, la_core, la_core_strict

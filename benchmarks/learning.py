@@ -1,0 +1,265 @@
+"""What Local Aggregation learns on three sets of real images, beside what people would pick instead.
+
+    python benchmarks/learning.py             every method on every set, three seeds: the table
+    python benchmarks/learning.py --ablation  one setting changed at a time, on the digits: the picture
+    python benchmarks/learning.py --quick     the same in little time: few passes, one seed, nothing kept
+
+All methods have the same network, random views, batches, optimizer and schedule, and the same number of passes of a
+training image through the encoder: a method with two views of a sample makes half as many epochs. Runs that
+``learning.json`` holds already, with these very settings, are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import time
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from pictures import SETS, Set
+from rivals import fit, simclr, vicreg
+
+import la_core
+from la_core import Settings, evaluate
+from la_core.backends.torch import SmallCNN, TorchEncoder, initialise, make_optimizer
+from la_core.data import load
+from la_core.presets import small
+
+HERE = Path(__file__).parent
+RESULTS, TABLE, PICTURE = HERE / "learning.json", HERE / "learning.txt", HERE.parent / "docs" / "ablation.png"
+WIDTH, DIM = 16, 64
+PASSES = 60
+"""Of each training image through the encoder, in one run."""
+SEEDS = 3
+K, TEMPERATURE = 20, 0.07
+"""Of the weighted kNN, on evaluation views of test images against those of training images."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How an encoder is learnt. Without settings: not at all."""
+
+    settings: Settings | None = None
+    rival: Mapping[str, Any] | None = None
+    """A loss of ``rivals.py`` with its settings, in place of ``la_core.train``."""
+    head: Mapping[str, Any] = field(default_factory=lambda: {"dim": DIM})
+    """Of the network, whose other parts are the same for all."""
+
+
+def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
+    """By name, for ``n`` training images."""
+    ours = small(n)
+    plain = replace(Settings(), **{name: getattr(ours, name) for name in ("optimizer", "learning_rate", "schedule")})
+    one = replace(plain, epochs=passes, warmup_epochs=passes, temperature=0.1)
+    two = replace(plain, epochs=passes // 2, warmup_epochs=0, views=2)
+    return {
+        "raw pixels": Method(),
+        "untrained": Method(),
+        "Instance Discrimination": Method(one),
+        "Local Aggregation as published": Method(replace(one, warmup_epochs=passes // 2)),
+        "Local Aggregation, small": Method(replace(ours, epochs=passes // 2, warmup_epochs=passes // 4)),
+        "SimCLR": Method(two, {"name": "simclr", "temperature": 0.2}),
+        "VICReg": Method(two, {"name": "vicreg"}, {"dim": 256, "projection": 256}),
+    }
+
+
+def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Settings]]:
+    """The small preset with one setting changed: by setting, then by value."""
+    base = methods(n, passes)["Local Aggregation, small"].settings
+    assert base is not None
+    every = {"n_clusterings": (1, 3, 5, 10), "n_clusters": (n // 120, n // 60, n // 30, n // 15),
+             "n_background": (n // 20, n // 5, n), "recluster_every": (1, 3, 15)}  # fmt: skip
+    changed = {name: {str(v): replace(base, **{name: v}) for v in values} for name, values in every.items()}
+    one = replace(base, views=1, warmup="exact", warmup_temperature=None, epochs=passes, warmup_epochs=passes // 2)
+    return {**changed, "views": {"1": one, "2": base}}
+
+
+# One run -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def pictures(name: str) -> Set:
+    """A set, made once in a process."""
+    return SETS[name]()
+
+
+def accuracy(images: Set, train: np.ndarray, test: np.ndarray) -> float:
+    """Weighted kNN on held-out images."""
+    flat = train.reshape(len(train), -1), images.train.classes, test.reshape(len(test), -1)
+    predicted = evaluate.knn(*flat, k=K, temperature=TEMPERATURE)
+    return float((predicted == images.test.classes).mean())
+
+
+def run(name: str, method: Method, seed: int, *, raw: bool = False) -> dict[str, Any]:
+    """Accuracy of the embedding and of the layer before it."""
+    torch.set_num_threads(1)
+    images = pictures(name)
+    began = time.perf_counter()
+    if raw:
+        views = (load(part, range(len(part)), images.view) for part in (images.train, images.test))
+        return {"embedding": accuracy(images, *views), "before": None, "seconds": 0.0}
+    module = initialise(SmallCNN(images.channels, width=WIDTH, **method.head), seed)
+    settings = method.settings and replace(method.settings, seed=seed, knn_every=0, health_every=0)
+    encoder = TorchEncoder(module, settings and make_optimizer(module, settings))
+    backend = la_core.backend("torch")
+    if settings and method.rival:
+        loss = {"simclr": simclr, "vicreg": vicreg}[method.rival["name"]]
+        others = {name: value for name, value in method.rival.items() if name != "name"}
+        fit(encoder, images.train, images.view, settings, loss(**others))
+    elif settings:
+        la_core.train(images.train, encoder, backend=backend, settings=settings, view=images.view, progress=False)
+    seconds = time.perf_counter() - began
+    train, test = (evaluate.embed(encoder, backend, part, images.view) for part in (images.train, images.test))
+    scores = [accuracy(images, *pair) for pair in zip(train, test, strict=True)]
+    return {"embedding": scores[0], "before": scores[1], "seconds": round(seconds, 1)}
+
+
+# All runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run, and what it is known by."""
+
+    set: str
+    label: str
+    method: Method
+    seed: int
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """All that its result depends on, save the code."""
+        facts = {"set": self.set, "label": self.label, "seed": self.seed, **asdict(self.method)}
+        plain: dict[str, Any] = json.loads(json.dumps(facts))
+        return plain
+
+    def __call__(self) -> dict[str, Any]:
+        """Its result."""
+        return run(self.set, self.method, self.seed, raw=self.label == "raw pixels")
+
+
+def carry_out(
+    jobs: Iterable[Job], processes: int, kept: list[dict[str, Any]], path: Path | None
+) -> list[dict[str, Any]]:
+    """The results of all jobs, in their order; written to ``path`` as they come."""
+    jobs = list(jobs)
+    known = {json.dumps(record["job"]): record for record in kept}
+    todo = [job for job in jobs if json.dumps(job.key) not in known]
+    print(f"{len(jobs)} runs, {len(todo)} of them to be made", flush=True)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed(futures := {pool.submit(job): job for job in todo}):
+            job, result = futures[future], future.result()
+            known[json.dumps(job.key)] = {"job": job.key, **result}
+            before = "" if result["before"] is None else f" ({result['before']:.1%})"
+            print(f"{job.set}, {job.label}, seed {job.seed}: {result['embedding']:.1%}{before}", flush=True)
+            if path:
+                path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
+    return [known[json.dumps(job.key)] for job in jobs]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Mean and range over the seeds, in points, for the embedding and for the layer before it."""
+    sets = list(dict.fromkeys(r["job"]["set"] for r in results))
+    labels = list(dict.fromkeys(r["job"]["label"] for r in results))
+
+    def cell(name: str, label: str, which: str) -> str:
+        found = [100 * r[which] for r in results if r["job"]["set"] == name and r["job"]["label"] == label
+                 if r[which] is not None]  # fmt: skip
+        if not found:
+            return "-"
+        return f"{mean(found):.1f}" + (f" ({min(found):.1f}-{max(found):.1f})" if len(set(found)) > 1 else "")
+
+    lines = [f"{'':<32}" + "".join(f"{name:^40}" for name in sets)]
+    lines.append(f"{'':<32}" + f"{'embedding':>20}{'layer before':>20}" * len(sets))
+    for label in labels:
+        cells = (cell(name, label, which) for name in sets for which in ("embedding", "before"))
+        lines.append(f"{label:<32}" + "".join(f"{c:>20}" for c in cells))
+    return "\n".join(lines)
+
+
+def draw(results: list[dict[str, Any]], names: Iterable[str], base: float, path: Path) -> None:
+    """A panel for each setting: accuracy by value, embedding and layer before."""
+    from matplotlib.figure import Figure
+
+    names = list(names)
+    figure = Figure(figsize=(3 * len(names), 3), layout="constrained")
+    for axis, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+        found = [r for r in results if r["job"]["label"].startswith(f"{name} = ")]
+        values = list(dict.fromkeys(r["job"]["label"].rpartition(" ")[2] for r in found))
+        for which, colour in (("embedding", "#2b6cb0"), ("before", "#2a9d5c")):
+            scores = [[100 * r[which] for r in found if r["job"]["label"] == f"{name} = {v}"] for v in values]
+            axis.plot(
+                values,
+                [mean(s) for s in scores],
+                "o-",
+                color=colour,
+                label={"before": "layer before"}.get(which, which),
+            )
+            for x, s in enumerate(scores):
+                axis.plot([x] * len(s), s, ".", color=colour, alpha=0.5)
+        axis.set_xlabel(name)
+        axis.axhline(100 * base, color="#777777", linewidth=0.8, linestyle=":", label="Instance Discrimination")
+    figure.axes[0].set_ylabel("weighted kNN accuracy, %")
+    figure.axes[0].legend(frameon=False, fontsize=8)
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """From the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a fifth of the passes, one seed")
+    parser.add_argument("--ablation", action="store_true", help="one setting at a time, on the digits")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--jobs", type=int, default=2, help="processes, each on one core")
+    parser.add_argument("--out", type=Path, help="a folder for the results, instead of benchmarks/ and docs/")
+    options = parser.parse_args()
+    passes, seeds = (PASSES // 5, 1) if options.quick else (PASSES, SEEDS)
+    keep = not options.quick or options.out
+    results, text, picture = (options.out / p.name if options.out else p for p in (RESULTS, TABLE, PICTURE))
+    results.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(results.read_text()) if keep and results.is_file() else []
+
+    began = time.perf_counter()
+    sets = ["digits"] if options.ablation else options.sets
+    size = {name: len(pictures(name).train) for name in sets}
+    if options.ablation:
+        n, name = size["digits"], "Instance Discrimination"
+        jobs = [Job("digits", f"{setting} = {value}", Method(settings), seed) for seed in range(seeds)
+                for setting, values in ablations(n, passes).items() for value, settings in values.items()]  # fmt: skip
+        jobs += [Job("digits", name, methods(n, passes)[name], seed) for seed in range(seeds)]
+    else:
+        jobs = [Job(name, label, method, seed) for seed in range(seeds) for name in sets
+                for label, method in methods(size[name], passes).items()
+                if seed == 0 or label != "raw pixels"]  # fmt: skip
+    found = carry_out(jobs, options.jobs, kept, results if keep else None)
+    print(f"{sum(r['seconds'] for r in found) / 60:.0f} minutes of one core in all; "
+          f"this command took {(time.perf_counter() - began) / 60:.0f} minutes\n")  # fmt: skip
+    if options.ablation:
+        base = mean(r["embedding"] for r in found if r["job"]["label"] == "Instance Discrimination")
+        if keep:
+            draw(found, ablations(n, passes), base, picture)
+            print(f"drawn: {picture}")
+        return
+    about = (
+        f"weighted kNN accuracy in %, k = {K}, temperature {TEMPERATURE}, on held-out images; "
+        f"mean of {seeds} seed{'s'[: seeds > 1]} (least-most)\n"
+        f"{passes} passes of each training image through one small CNN\n"
+    )
+    made = f"{about}\n{table(found)}"
+    print(made)
+    if keep:
+        text.write_text(made + "\n")
+
+
+if __name__ == "__main__":
+    main()

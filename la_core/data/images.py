@@ -1,0 +1,130 @@
+"""One image as an array: decoded by Pillow, upright, 8 bits a channel, on white.
+
+=====================  ================================================================================================
+as stored              as given
+=====================  ================================================================================================
+turned by EXIF         upright
+several frames         the first
+transparent            over white: alpha, a transparent colour, a palette with transparency
+palette, CMYK, ...     RGB
+1 bit                  0 and 255
+16 bits of gray        v of 0..65535 becomes round(v / 257), whatever part of the range the image uses
+16 bits of colour      the higher byte, which is how Pillow reads them
+32-bit integers        as 16 bits of gray; refused above 65535 and below 0
+float                  v of 0..1 becomes round(255 v); refused outside, and where it is NaN
+=====================  ================================================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from la_core.errors import DataError
+
+MAX_PIXELS = 178_956_970
+"""Most pixels of an image, width times height: Pillow's own limit. Decoded to RGB that is half a gigabyte."""
+
+FORMATS = (
+    *("AVIF", "BMP", "DIB", "GIF", "HEIF", "ICO", "JPEG", "JPEG2000", "MPO", "PCX", "PNG", "PPM", "SGI", "TGA", "TIFF"),
+    "WEBP",
+)
+"""Formats that are opened, whatever the file is called. Not EPS: Pillow has it run by another program."""
+
+MODES = ("RGB", "L")
+
+
+def pillow() -> Any:
+    """Pillow's ``Image``, or how to get it."""
+    try:
+        from PIL import Image
+    except ImportError:
+        raise DataError("images need Pillow, which is not installed: pip install 'la-core[demo]'") from None
+    return Image
+
+
+def read(file: Path | IO[bytes], mode: str | None = "RGB", max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """The image in a file, as :func:`pixels` gives it.
+
+    Raises
+    ------
+    DataError
+        It cannot be decoded, in whole, into at most ``max_pixels`` pixels. Says why, and leaves the file's name to the
+        caller, who knows it.
+    """
+    image_module = pillow()
+    try:
+        with _no_limit(image_module):
+            image = image_module.open(file, formats=_formats(image_module))
+        with image:
+            if image.width * image.height > max_pixels:
+                raise DataError(
+                    f"it claims {image.width} x {image.height} pixels, more than max_pixels = {max_pixels:,} allow"
+                )
+            return pixels(image, mode)
+    except DataError:
+        raise
+    except image_module.UnidentifiedImageError:
+        raise DataError("it is no image of a known format") from None
+    except Exception as error:  # a decoder fed with garbage raises anything, down to struct.error
+        raise DataError(str(error) or type(error).__name__) from error
+
+
+def pixels(image: Any, mode: str | None = None) -> np.ndarray:
+    """An opened Pillow image as uint8: (H, W, 3) with mode "RGB", (H, W) with "L", by default what suits the image."""
+    from PIL import ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        image = _eight_bits(image)
+    gray = image.mode in ("1", "L", "LA")
+    if image.has_transparency_data:
+        above = image.convert("RGBA")
+        image = pillow().alpha_composite(pillow().new("RGBA", above.size, "white"), above)
+    return np.asarray(image.convert(mode or ("L" if gray else "RGB")))
+
+
+def is_image(item: object) -> bool:
+    """Whether this is a Pillow image. Pillow need not be installed, and is not imported to find out."""
+    module = sys.modules.get("PIL.Image")
+    return module is not None and isinstance(item, module.Image)
+
+
+def _eight_bits(image: Any) -> Any:
+    """Gray of mode I;16, I or F as mode L."""
+    values = np.asarray(image)
+    most = 1 if image.mode == "F" else 65535
+    if not ((values >= 0) & (values <= most)).all():
+        raise DataError(f"its values must lie between 0 and {most} (Pillow's mode {image.mode}): scale them first")
+    scaled = np.rint(values * (255.0 / most)).astype(np.uint8)
+    scaled[values == image.info.get("transparency")] = 255  # on white; most images name no such value
+    return pillow().fromarray(scaled)
+
+
+_LIMIT = threading.Lock()
+
+
+@contextmanager
+def _no_limit(image_module: Any) -> Iterator[None]:
+    """Pillow's own limit, a global that warns at half and raises at the whole, out of the way of ``max_pixels``.
+
+    Opening reads no more than the header; decoding, where the memory goes, is outside.
+    """
+    with _LIMIT:
+        before, image_module.MAX_IMAGE_PIXELS = image_module.MAX_IMAGE_PIXELS, None
+        try:
+            yield
+        finally:
+            image_module.MAX_IMAGE_PIXELS = before
+
+
+def _formats(image_module: Any) -> list[str]:
+    """Those that this Pillow was built with, or has a plugin for."""
+    image_module.init()
+    return [name for name in FORMATS if name in image_module.OPEN]

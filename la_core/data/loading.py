@@ -1,0 +1,55 @@
+"""The order of an epoch, and a batch of views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from la_core.data.sources import Samples
+from la_core.errors import DataError
+from la_core.randomness import generator
+from la_core.views import View
+
+
+def batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
+    """Dataset indices of every batch of an epoch: a pure function of its arguments.
+
+    As few batches as ``batch_size`` allows, of sizes that differ by at most one: no last batch is so small that its
+    gradient, or its batch norm, is worth nothing.
+    """
+    return np.array_split(generator(seed, "order", epoch).permutation(n), -(-n // batch_size))
+
+
+Key = tuple[int, int]
+"""(seed, epoch): with the sample, all that a random view depends on."""
+
+
+def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: Key | None) -> np.ndarray:
+    """A batch of views (B, ...): random by its key and the sample, or for None, or without a key, the evaluation views.
+
+    With V keys, (V B, ...): all samples by the first key, then all by the next. Each sample is read once.
+
+    Raises
+    ------
+    DataError
+        A sample cannot be read, or its view cannot be made: names it. The views of a batch differ in shape.
+    """
+    views: list[list[np.ndarray]] = [[] for _ in keys or (None,)]
+    for i in map(int, indices):
+        sample = data[i]
+        for key, rows in zip(keys or (None,), views, strict=True):
+            rng = None if key is None else generator(key[0], "view", key[1], i)
+            try:
+                rows.append(view(sample, rng))
+            except Exception as error:
+                raise DataError(f"the view of sample {i} {sample.shape} {sample.dtype} failed: {error}") from error
+    rows = [row for of_a_key in views for row in of_a_key]
+    try:
+        return np.stack(rows)
+    except ValueError:
+        shapes = sorted({row.shape for row in rows})
+        raise DataError(
+            f"the samples of a batch must have one shape; got {shapes}: give a view that makes them equal, or, of gray "
+            "and colour images, make all of one mode"
+        ) from None

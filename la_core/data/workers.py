@@ -1,0 +1,75 @@
+"""Batches loaded ahead in other processes, the same to the bit as in this one.
+
+Each process is sent the data sets once; after that indices travel out and arrays back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from la_core.data.loading import Key, load
+from la_core.data.pool import Pool
+from la_core.data.sources import Samples
+from la_core.views import View
+
+
+class Workers:
+    """Loads batches of some data sets, ahead of who uses them.
+
+    Random views are a function of (seed, epoch, sample), so batches are the same whatever ``count`` is, and a run
+    resumes by giving the rest of its order. An array in memory is copied into each process; a memory-mapped one
+    (``.npy``) and a folder are not.
+
+    Parameters
+    ----------
+    count
+        Processes; 0 loads in this one, batch by batch.
+    data
+        The data sets that the processes know. Others are loaded in this process.
+    ahead
+        Most batches that are loaded or being loaded and not yet used. By default 2 for each process.
+
+    Raises
+    ------
+    SettingsError, DataError
+        See :class:`Pool`.
+    """
+
+    def __init__(self, count: int = 0, *data: Samples, ahead: int | None = None) -> None:
+        self._pool = Pool(count, data, ahead=ahead)
+
+    def load(
+        self, data: Samples, order: Iterable[np.ndarray], view: View, *keys: Key | None
+    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+        """Indices and views of each batch of ``order``, in order: see :func:`la_core.data.load`.
+
+        Raises
+        ------
+        DataError
+            As :func:`la_core.data.load` raises it; a view that cannot be sent to another process; a process that died.
+        """
+        place = next((i for i, known in enumerate(self._pool.held) if known is data), None)
+        if place is None:
+            return ((indices, load(data, indices, view, *keys)) for indices in order)
+        return self._pool.map(_load, ((place, indices, view, keys) for indices in order))
+
+    def close(self) -> None:
+        """End the processes. Batches are loaded in this one from then on."""
+        self._pool.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+
+def _load(
+    known: tuple[Samples, ...], task: tuple[int, np.ndarray, View, tuple[Key | None, ...]]
+) -> tuple[np.ndarray, np.ndarray]:
+    place, indices, view, keys = task
+    return indices, load(known[place], indices, view, *keys)

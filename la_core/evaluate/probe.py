@@ -1,0 +1,181 @@
+"""A linear classifier on frozen features, by scikit-learn on the host: what can be read off them by a hyperplane."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from la_core import check, kernels
+from la_core.errors import BackendError, RangeError, ShapeError
+from la_core.evaluate.host import integers, matrix
+from la_core.kernels import BUDGET
+from la_core.randomness import derived_seed, generator
+
+METHODS = ("lbfgs", "sgd")
+WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+HELD_OUT = 5
+"""One training sample in so many, class by class, chooses the weight decay."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A linear probe and how it was come by."""
+
+    accuracy: float
+    interval: tuple[float, float]
+    """95 % of the accuracies that other test sets of this size would give (bootstrap percentiles)."""
+    predicted: np.ndarray
+    """(Q,) class of each test sample."""
+    weight_decay: float
+    """The one that was chosen."""
+    held_out: dict[float, float]
+    """Mean cross-entropy of the held-out training samples by weight decay; empty where there was no choice."""
+    method: str
+    n_train: int
+
+    @property
+    def c(self) -> float:
+        """The same as scikit-learn's C, which weighs the sum of the losses: 1 / (weight_decay N)."""
+        return 1.0 / (self.weight_decay * self.n_train)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return (
+            f"linear probe ({self.method}) {self.accuracy:.1%}, 95 % interval {low:.1%} to {high:.1%}: "
+            f"{len(self.predicted)} test samples, {self.n_train} training samples, weight decay {self.weight_decay:g}"
+        )
+
+
+def linear_probe(
+    train_features: Any,
+    train_labels: Any,
+    test_features: Any,
+    test_labels: Any,
+    *,
+    method: str = "lbfgs",
+    standardise: bool = True,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> Probe:
+    """Fit a linear classifier to frozen training features, and test it.
+
+    It minimises the mean loss plus (weight_decay / 2) ||W||^2. The weight decay of least cross-entropy on a fifth of
+    the training samples, held out class by class, is taken for a fit to all of them; test samples choose nothing.
+
+    Parameters
+    ----------
+    train_features, test_features
+        (N, F) and (Q, F) float, on the host.
+    train_labels, test_labels
+        (N,) and (Q,) integers, on the host; at least two classes in training.
+    method
+        ``"lbfgs"``: multinomial logistic regression, to convergence. ``"sgd"``: one logistic regression for each class
+        against the rest by stochastic gradient with a constant rate, 1 / mean ||x||^2, and averaged weights (Bach and
+        Moulines 2013), for many samples.
+    standardise
+        Shift and scale each feature by mean and deviation of the training samples. Copies both sides.
+    weight_decays
+        To choose from, each above 0. One alone is taken as it is, and nothing is held out.
+    bootstrap
+        Draws behind the interval.
+    seed
+        Of the held-out samples, of stochastic gradient and of the bootstrap.
+
+    Raises
+    ------
+    ShapeError, KindError, RangeError, NotFiniteError
+    BackendError
+        scikit-learn is not installed.
+    """
+    x, test_x = matrix("train_features", train_features), matrix("test_features", test_features)
+    if test_x.shape[1] != x.shape[1]:
+        raise ShapeError(f"test_features must have {x.shape[1]} columns, as train_features; got {test_x.shape[1]}")
+    y = integers("train_labels", train_labels, len(x), "row of train_features")
+    test_y = integers("test_labels", test_labels, len(test_x), "row of test_features")
+    if y.min() == y.max():
+        raise RangeError(f"train_labels must hold at least two classes; all are {y[0]}")
+    check.choice("method", method, METHODS)
+    if not len(weight_decays):
+        raise ShapeError("weight_decays must have at least one value")
+    decays = sorted((check.number("each of weight_decays", d, 0.0, open_low=True) for d in weight_decays), reverse=True)
+    check.count("bootstrap", bootstrap)
+    check.count("seed", seed, least=0)
+    apart = _held_out(y, seed) if len(decays) > 1 else np.zeros(len(y), dtype=bool)
+    if len(decays) > 1 and not apart.any():
+        raise RangeError(
+            f"no class of train_labels has {HELD_OUT} samples, so none can be held out to choose among weight_decays: "
+            "give one value"
+        )
+    fit = _fitter(method, derived_seed(seed, "probe"))
+
+    if standardise:
+        mean, scale = _standard(x)
+        x, test_x = (x - mean) * scale, (test_x - mean) * scale
+    held_out: dict[float, float] = {}
+    if len(decays) > 1:
+        kept, asked = x[~apart], x[apart]
+        for decay in decays:
+            held_out[decay] = _cross_entropy(fit(kept, y[~apart], decay), asked, y[apart])
+        del kept, asked
+    decay = min(held_out, key=held_out.__getitem__) if held_out else decays[0]
+    predicted = fit(x, y, decay).predict(test_x)
+    accuracy = float((predicted == test_y).mean())
+    # Of samples that are each right or wrong, the mean of a draw with replacement is binomial: no need to draw samples.
+    draws = generator(seed, "bootstrap").binomial(len(test_y), accuracy, size=bootstrap) / len(test_y)
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Probe(accuracy, (float(low), float(high)), predicted, decay, held_out, method, len(y))
+
+
+def _held_out(y: np.ndarray, seed: int) -> np.ndarray:
+    """A mask of every ``HELD_OUT``-th sample of each class, in random order."""
+    order = generator(seed, "held out").permutation(len(y))
+    order = order[np.argsort(y[order], kind="stable")]  # class by class
+    _, starts, counts = np.unique(y[order], return_index=True, return_counts=True)
+    rank = np.arange(len(y)) - np.repeat(starts, counts)
+    apart = np.zeros(len(y), dtype=bool)
+    apart[order[rank % HELD_OUT == HELD_OUT - 1]] = True
+    return apart
+
+
+def _standard(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and 1 / deviation of each column, at least float32; 0 for a column of equals, which tells nothing."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    square = sum(np.square(x[some] - mean).sum(axis=0) for some in kernels.blocks(len(x), BUDGET // (16 * x.shape[1])))
+    deviation = np.sqrt(square / len(x))
+    varies = (x.min(axis=0) < x.max(axis=0)) & (deviation > 0)
+    scale = np.divide(1.0, deviation, where=varies, out=np.zeros_like(deviation))
+    dtype = np.result_type(x, np.float32)
+    return mean.astype(dtype), scale.astype(dtype)
+
+
+def _cross_entropy(model: Any, x: np.ndarray, y: np.ndarray) -> float:
+    """Of classes that the model knows. Steadier than accuracy, which a few samples decide."""
+    shares = model.predict_proba(x)[np.arange(len(y)), np.searchsorted(model.classes_, y)].astype(np.float64)
+    return float(-np.log(np.maximum(shares, np.finfo(np.float64).tiny)).mean())
+
+
+def _fitter(method: str, seed: int) -> Callable[[np.ndarray, np.ndarray, float], Any]:
+    try:
+        from sklearn.linear_model import LogisticRegression, SGDClassifier
+    except ImportError:
+        raise BackendError("a linear probe needs scikit-learn, not installed: pip install 'la-core[demo]'") from None
+
+    def fit(x: np.ndarray, y: np.ndarray, weight_decay: float) -> Any:
+        if method == "lbfgs":
+            return LogisticRegression(C=1.0 / (weight_decay * len(y)), max_iter=5000).fit(x, y)
+        square = float(np.vecdot(x, x).mean(dtype=np.float64))
+        return SGDClassifier(
+            loss="log_loss",
+            alpha=weight_decay,
+            learning_rate="constant",
+            eta0=1.0 / square if square else 1.0,  # scikit-learn's own rate diverges where the weight decay is small
+            average=True,
+            tol=1e-4,
+            random_state=seed,
+        ).fit(x, y)
+
+    return fit

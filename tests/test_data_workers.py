@@ -1,0 +1,316 @@
+"""Batches loaded in other processes are the batches loaded in this one, and the processes end when they should."""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from folders import mixed_folder
+
+from la_core import data, views
+from la_core.data import loading, pool
+from la_core.errors import DataError, SettingsError
+
+IMAGES = views.ImageView(size=16, degrees=10)
+FEATURES = views.FeatureView(noise=0.5, drop=0.2)
+POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and process groups of POSIX")
+
+
+class Sick:
+    """Rows of which one raises what no other process can unpack, and one ends the process that asks for it."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        if index == 5:
+            raise UnpackableError("this", "that")
+        if index == 6:
+            os._exit(3)
+        return np.full(3, float(index))
+
+
+class UnpackableError(Exception):
+    def __init__(self, one, other):
+        super().__init__(f"{one} and {other}")
+
+
+class FailingView:
+    def __call__(self, sample, rng):
+        raise UnpackableError("view", "fails")
+
+
+class NotHere:
+    """Packs, and cannot be unpacked: as a class that was defined in a notebook."""
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, index):
+        return np.zeros(2)
+
+    def __reduce__(self):
+        return importlib.import_module, ("no_such_module",)
+
+
+class NotHereView(views.FeatureView):
+    __reduce__ = NotHere.__reduce__
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory):
+    """A folder of images, a part of it, features in memory, a mapped array, and a sick data set."""
+    root = tmp_path_factory.mktemp("sets")
+    made = mixed_folder(root / "images", n=60, n_broken=0)
+    folder = data.samples(made.root)
+    rng = np.random.default_rng(0)
+    np.save(root / "x.npy", rng.standard_normal((40, 6)))
+    return {
+        "folder": folder,
+        "part": folder.part(np.arange(0, 60, 2)[::-1]),
+        "memory": data.samples(rng.standard_normal((40, 6))),
+        "mapped": data.samples(np.load(root / "x.npy", mmap_mode="r")[4:]),
+        "sick": data.samples(Sick()),
+    }
+
+
+@pytest.fixture(scope="module")
+def workers(sets):
+    """Two processes for the whole file: to start them takes longer than all that they do."""
+    with data.Workers(2, *sets.values(), ahead=3) as two:
+        yield two
+    assert multiprocessing.active_children() == []
+
+
+def law_of_equal_bytes(workers, some, order, view, *keys):
+    """Whoever loads it, a batch is the same to the bit, in the same order, with its indices."""
+    loaded = list(workers.load(some, order, view, *keys))
+    assert len(loaded) == len(order)
+    for (indices, batch), expected in zip(loaded, order, strict=True):
+        np.testing.assert_array_equal(indices, expected)
+        alone = data.load(some, expected, view, *keys)
+        assert (batch.dtype, batch.shape) == (alone.dtype, alone.shape)
+        assert batch.tobytes() == alone.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "view"), [("folder", IMAGES), ("part", IMAGES), ("memory", FEATURES), ("mapped", FEATURES)]
+)
+def test_every_batch_of_every_epoch_is_the_same_to_the_bit(workers, sets, name, view):
+    some = sets[name]
+    for epoch in range(2):
+        order = data.batches(len(some), 7, seed=3, epoch=epoch)
+        law_of_equal_bytes(workers, some, order, view, (3, epoch))
+        law_of_equal_bytes(workers, some, order[2:], view, (3, epoch))  # a run that resumes in the epoch
+    law_of_equal_bytes(workers, some, order, view, None)
+    law_of_equal_bytes(workers, some, order, view, (3, 0), None, (4, 0))
+
+
+def test_no_workers_and_data_that_they_do_not_know_are_the_same_too(workers, sets):
+    order = data.batches(40, 7, seed=0, epoch=0)
+    law_of_equal_bytes(data.Workers(), sets["memory"], order, FEATURES, (0, 0))
+    law_of_equal_bytes(workers, data.samples(np.eye(40)), order, FEATURES, (0, 0))
+
+
+def test_chance_that_depends_on_the_process_is_caught(workers, sets, monkeypatch):
+    generator = loading.generator
+    # Here, and not in the workers, who are other processes.
+    monkeypatch.setattr(loading, "generator", lambda seed, *place: generator(seed + 1, *place))
+    with pytest.raises(AssertionError):
+        law_of_equal_bytes(workers, sets["memory"], [np.arange(4)], FEATURES, (0, 0))
+
+
+def law_of_bounded_memory(some_pool, ahead):
+    """At most ``ahead`` results are under way or waiting while one is in use."""
+    taken, most = 0, 0
+
+    def tasks():
+        nonlocal taken
+        for task in range(20):
+            taken += 1
+            yield task
+
+    for done, result in enumerate(some_pool.map(pool_echo, tasks()), start=1):
+        assert result == done - 1
+        most = max(most, taken - done)
+    assert most == ahead
+
+
+def pool_echo(held, task):
+    return task
+
+
+class Ready:
+    """An executor whose results are there at once."""
+
+    def submit(self, _, function, packed):
+        future = pool.Future()
+        future.set_result(function(None, pool.pickle.loads(packed)))
+        return future
+
+    def shutdown(self, **_):
+        pass
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 5])
+def test_memory_is_bounded(ahead):
+    with pool.Pool(2, None, ahead=ahead) as some_pool:
+        some_pool._executor = Ready()
+        law_of_bounded_memory(some_pool, ahead)
+
+
+def test_reading_one_task_too_many_is_caught(monkeypatch):
+    with pool.Pool(2, None, ahead=3) as some_pool:
+        some_pool._executor = Ready()
+        monkeypatch.setattr(some_pool, "ahead", 4)
+        with pytest.raises(AssertionError):
+            law_of_bounded_memory(some_pool, 3)
+
+
+def test_leaving_early_leaves_the_pool_as_it_was(workers, sets):
+    order = [np.arange(i, i + 5) for i in range(0, 40, 5)]
+    batches = workers.load(sets["memory"], order, FEATURES, (0, 0))
+    next(batches)
+    batches.close()
+    law_of_equal_bytes(workers, sets["memory"], order, FEATURES, (0, 1))
+
+
+def test_errors_come_back_as_they_are_and_name_the_file(workers, sets, tmp_path):
+    folder = sets["folder"].source
+    file, kept = folder.files[7], tmp_path / "kept"
+    file.rename(kept)
+    try:
+        with pytest.raises(DataError, match=file.name):
+            list(workers.load(sets["folder"], [np.array([7])], IMAGES, None))
+    finally:
+        kept.rename(file)
+    law_of_equal_bytes(workers, sets["folder"], [np.array([7])], IMAGES, None)
+    with pytest.raises(DataError, match="sample 5 cannot be read: this and that"):
+        list(workers.load(sets["sick"], [np.array([5])], FEATURES, None))
+    with pytest.raises(DataError, match=r"view of sample 2.* view and fails"):
+        list(workers.load(sets["memory"], [np.array([2])], FailingView(), None))
+
+
+def test_a_view_that_cannot_travel_is_refused_and_harms_nothing(workers, sets):
+    for view, words in ((lambda sample, rng: sample, "the view cannot be sent"), (NotHereView(), "no_such_module")):
+        with pytest.raises(DataError, match=words):
+            list(workers.load(sets["memory"], [np.arange(3)], view, None))
+    law_of_equal_bytes(workers, sets["memory"], [np.arange(3)], FEATURES, None)
+
+
+def test_a_worker_that_dies_is_an_error_and_the_next_ones_start_afresh(sets):
+    before = set(multiprocessing.active_children())
+    with data.Workers(1, sets["sick"]) as workers:
+        with pytest.raises(DataError, match=r"died.*__main__"):
+            list(workers.load(sets["sick"], [np.array([6])], FEATURES, None))
+        assert set(multiprocessing.active_children()) == before
+        law_of_equal_bytes(workers, sets["sick"], [np.array([1])], FEATURES, None)
+    assert set(multiprocessing.active_children()) == before
+
+
+def test_data_that_cannot_travel_is_refused_before_anything_starts():
+    rows = data.samples([np.zeros(2), np.zeros(2)])
+    with pytest.raises(DataError, match=r"data set cannot be sent.*workers=0"):
+        data.Workers(1, rows, data.Samples(Locked()))
+    with data.Workers(1, data.samples(NotHere())) as workers:
+        some = workers._pool.held[0]
+        with pytest.raises(DataError, match=r"cannot be set up in a worker process.*no_such_module"):
+            list(workers.load(some, [np.array([0])], FEATURES, None))
+
+
+class Locked(list):
+    def __init__(self):
+        super().__init__([np.zeros(2)])
+        self.lock = threading.Lock()
+
+
+def test_a_closed_pool_works_in_this_process(sets):
+    before = set(multiprocessing.active_children())
+    workers = data.Workers(2, sets["memory"])
+    workers.close()
+    workers.close()
+    law_of_equal_bytes(workers, sets["memory"], [np.arange(3)], FEATURES, (0, 0))
+    assert set(multiprocessing.active_children()) == before
+
+
+@pytest.mark.parametrize("bad", [-1, 1.5, True, "2"])
+def test_numbers_of_workers_that_there_are_not(bad, tmp_path):
+    with pytest.raises(SettingsError, match="workers must be an integer"):
+        data.Workers(bad)
+    with pytest.raises(SettingsError, match="ahead must be an integer"):
+        data.Workers(1, ahead=bad if bad != "2" else 0)
+    mixed_folder(tmp_path, n=4, n_broken=0)
+    with pytest.raises(SettingsError, match="workers must be an integer"):
+        data.ImageFolder(tmp_path, on_error="skip", workers=bad)
+
+
+def test_a_folder_checked_by_workers_is_the_folder_checked_by_none(tmp_path):
+    mixed_folder(tmp_path, n=80)
+    folder = data.ImageFolder(tmp_path)
+    assert folder.check(workers=1) == folder.check()
+    assert len(folder.check()) == 8
+
+
+SCRIPT = """
+import multiprocessing, sys, time
+import numpy as np
+from la_core import data, views
+
+def main():
+    rows = data.samples(np.zeros((1000, 2)))
+    with data.Workers(2, rows) as workers:
+        for number, _ in enumerate(workers.load(rows, np.arange(1000)[:, None], views.FeatureView(), None)):
+            if number == 3:
+                print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+                time.sleep(60)
+
+if __name__ == "__main__":
+    main()
+"""
+
+
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")  # a process that ended and that nobody waited for still has a number
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")
+
+
+@POSIX
+@pytest.mark.parametrize("by", ["Ctrl-C", "kill"])
+def test_no_process_is_left_when_the_run_is_ended(tmp_path, by):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "script.py"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # a group of its own, for Ctrl-C goes to a whole group
+    )
+    try:
+        children = [int(pid) for pid in run.stdout.readline().split()]
+        assert children
+        assert all(map(alive, children))
+        if by == "Ctrl-C":
+            os.killpg(run.pid, signal.SIGINT)
+        else:
+            run.kill()
+        _, errors = run.communicate(timeout=20)
+    finally:
+        run.kill()
+        run.communicate()
+    if by == "Ctrl-C":
+        assert errors.count("KeyboardInterrupt") == 1, errors  # that of the run, and none of its workers
+    deadline = time.monotonic() + 10
+    while any(map(alive, children)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(map(alive, children))
