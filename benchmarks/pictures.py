@@ -1,9 +1,10 @@
 """Three sets of real images that ship with installed packages, split so that no original is on both sides.
 
-digits     handwritten digits of scikit-learn, each somewhere on a canvas, at some scale and angle; class: the digit
-scenes     patches of colour photographs; class: the photograph; test patches come from parts that training never saw
-surfaces   gray patches of textures, tissue, sky and terrain, at any angle, with brightness and contrast made equal;
-           class: the surface; the same split
+digits       handwritten digits of scikit-learn, each somewhere on a canvas, at some scale and angle; class: the digit
+surfaces     gray patches of photographs: textures, tissue, sky, terrain, at any angle, with brightness and contrast
+             made equal; class: the picture; test patches come from parts of it that training never saw
+pictograms   signs of matplotlib's fonts, each somewhere on a noisy canvas, at some scale, angle, slant and darkness;
+             class: the sign; test signs are of typefaces that training never saw
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from la_core.views import ImageView
 
 SIDE = 24
 """Of every image, in pixels."""
+SIGNS = "☀☁☂☃★☎☕☘☠☢☯♞♜♣♥♫♻⚓⚔✂✈✉❄⚛"
+TYPEFACES = ("Sans", "Sans-Bold", "SansMono", "Sans-BoldOblique", "Sans-Oblique", "SansMono-Bold")
+"""Of the family DejaVu, the last two for the test."""
 FLAT = 12.0
 """Standard deviation of the values below which a patch is not taken, of 255."""
 
@@ -42,41 +46,18 @@ def digits() -> Set:
     return Set(train, test, view, 1)
 
 
-def scenes() -> Set:
-    """Patches of 48 pixels, reduced to 24."""
-    view = ImageView(
-        size=SIDE,
-        crop=(0.3, 1.0),
-        jitter=(0.4, 0.4, 0.2, 0.03),
-        grayscale=0.0,  # colour is much of what a photograph is known by
-        mean=(0.45, 0.42, 0.4),
-        std=(0.25, 0.25, 0.25),
-    )
-    return Set(*_patches(_photographs(), 48, 200, turned=False), view, 3)
-
-
 def surfaces() -> Set:
-    """Patches of 40 pixels at any angle, reduced to 24."""
+    """2 000 training patches of ten surfaces, 1 000 test patches."""
     view = ImageView(size=SIDE, crop=(0.3, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), grayscale=0.0, mean=(0.5,), std=(0.2,))
-    return Set(*_patches(_surfaces(), 40, 200, turned=True), view, 1)
+    return Set(*_patches(_surfaces(), 200), view, 1)
 
 
-SETS: dict[str, Callable[[], Set]] = {"digits": digits, "scenes": scenes, "surfaces": surfaces}
+def pictograms() -> Set:
+    """2 400 training images of 24 signs in four typefaces, 960 test images in two others."""
+    return Set(_signs("train", TYPEFACES[:4], 25), _signs("test", TYPEFACES[4:], 20), digits().view, 1)
 
 
-def _photographs() -> dict[str, np.ndarray]:
-    import skimage.data
-    from PIL import Image
-    from sklearn.datasets import load_sample_images
-
-    folder = Path(skimage.data.__file__).parent
-    names = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png", "ihc.png",
-             "hubble_deep_field.jpg", "retina.jpg")  # fmt: skip
-    found = {name: np.asarray(Image.open(folder / name).convert("RGB")) for name in names}
-    samples = load_sample_images()
-    for name, image in zip(samples.filenames, samples.images, strict=True):
-        found[Path(name).name] = image
-    return found
+SETS: dict[str, Callable[[], Set]] = {"digits": digits, "surfaces": surfaces, "pictograms": pictograms}
 
 
 def _surfaces() -> dict[str, np.ndarray]:
@@ -94,37 +75,58 @@ def _surfaces() -> dict[str, np.ndarray]:
     return found
 
 
-def _patches(pictures: dict[str, np.ndarray], side: int, each: int, *, turned: bool) -> tuple[Samples, Samples]:
+def _patches(pictures: dict[str, np.ndarray], each: int) -> tuple[Samples, Samples]:
     """``each`` training patches of every picture and half as many test patches, from tiles of a chessboard."""
     parts: dict[str, tuple[list[np.ndarray], list[int]]] = {"train": ([], []), "test": ([], [])}
     for label, (name, picture) in enumerate(sorted(pictures.items())):
         for part, (images, classes) in parts.items():
             rng = generator(0, f"patches {part} {name}")
             for _ in range(each if part == "train" else each // 2):
-                images.append(_patch(picture, side, part == "test", rng, turned))
+                images.append(_patch(picture, part == "test", rng))
                 classes.append(label)
     train, test = (Samples(np.stack(images), np.array(classes)) for images, classes in parts.values())
     return train, test
 
 
-def _patch(picture: np.ndarray, side: int, test: bool, rng: np.random.Generator, turned: bool) -> np.ndarray:
-    """One patch from inside a tile; of every four by four tiles the four on the diagonal are the test's."""
+def _patch(picture: np.ndarray, test: bool, rng: np.random.Generator) -> np.ndarray:
+    """One patch of 40 pixels from inside a tile; of four by four tiles those on the diagonal are the test's."""
     from PIL import Image
 
     rows, columns = picture.shape[0] // 4, picture.shape[1] // 4
     tiles = [(i, j) for i in range(4) for j in range(4) if (i == j) == test]
-    reach = min(side * (1.42 if turned else 1.0), rows, columns)
+    reach = min(57, rows, columns)
     for _ in range(20):  # flat patches show nothing, of whatever picture
         i, j = tiles[rng.integers(len(tiles))]
         top, left = i * rows + rng.uniform(0, rows - reach), j * columns + rng.uniform(0, columns - reach)
         if picture[int(top) : int(top + reach), int(left) : int(left + reach)].std(axis=(0, 1)).mean() > FLAT:
             break
-    box = (left, top, left + reach, top + reach)
-    if not turned:
-        patch = Image.fromarray(picture).resize((2 * SIDE, 2 * SIDE), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(patch)
-    whole = Image.fromarray(picture).resize((57, 57), Image.Resampling.BILINEAR, box=box)
-    whole = whole.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR)
-    pixels = np.asarray(whole, np.float64)[8:48, 8:48]
-    pixels = 128 + 45 * (pixels - pixels.mean()) / max(pixels.std(), 4.0)
-    return np.clip(pixels, 0, 255).astype(np.uint8)
+    whole = Image.fromarray(picture).resize((57, 57), Image.Resampling.BILINEAR, (left, top, left + reach, top + reach))
+    pixels = np.asarray(whole.rotate(rng.uniform(0, 360), Image.Resampling.BILINEAR), np.float64)[8:48, 8:48]
+    return np.clip(128 + 45 * (pixels - pixels.mean()) / max(pixels.std(), 4.0), 0, 255).astype(np.uint8)
+
+
+def _signs(part: str, typefaces: tuple[str, ...], copies: int) -> Samples:
+    """Every sign in every typeface, ``copies`` times, on canvases of 28 pixels."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
+    images, classes = [], []
+    for label, sign in enumerate(SIGNS):
+        for typeface in typefaces:
+            large = Image.new("L", (96, 96))
+            font = ImageFont.truetype(str(folder / f"DejaVu{typeface}.ttf"), 64)
+            ImageDraw.Draw(large).text((48, 48), sign, fill=255, font=font, anchor="mm")
+            for copy in range(copies):
+                rng = generator(0, f"sign {part} {sign} {typeface}", copy)
+                zoom = rng.uniform(0.16, 0.30)
+                angle, slant = np.deg2rad(rng.uniform(-35, 35)), rng.uniform(-0.3, 0.3)
+                turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+                inverse = np.linalg.inv(zoom * turn @ np.array([[1.0, slant], [0.0, 1.0]]))
+                offset = 48 - inverse @ (14 + rng.uniform(-6, 6, 2))
+                how = (*inverse[0], offset[0], *inverse[1], offset[1])
+                placed = large.transform((28, 28), Image.Transform.AFFINE, how, Image.Resampling.BICUBIC)
+                ink = rng.uniform(0.5, 1.0) * np.asarray(placed, np.float64)
+                images.append(np.clip(ink + 12 * rng.standard_normal(ink.shape), 0, 255).astype(np.uint8))
+                classes.append(label)
+    return Samples(np.stack(images), np.array(classes))

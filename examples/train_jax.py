@@ -15,9 +15,11 @@ from la_core.backends.jax import (
     JaxEncoder,
     Perceptron,
     SmallCNN,
+    cost,
     decayed,
     initialise,
     make_optimizer,
+    network,
     nnx_encoder,
 )
 from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
@@ -46,4 +48,4 @@ def encoder(module: nnx.Module, backend: Backend, settings: Settings) -> JaxEnco
 
 if __name__ == "__main__":
     encoders = {"cnn": job.Recipe(cnn), "mlp": job.Recipe(perceptron, GENTLE_SETTINGS, GENTLE_VIEW)}
-    sys.exit(job.main("jax", encoders))
+    sys.exit(job.main("jax", encoders, networks=job.Networks(network, encoder, cost)))

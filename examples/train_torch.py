@@ -10,7 +10,16 @@ import sys
 import torch
 
 from la_core import job
-from la_core.backends.torch import Perceptron, SmallCNN, TorchBackend, TorchEncoder, initialise, make_optimizer
+from la_core.backends.torch import (
+    Perceptron,
+    SmallCNN,
+    TorchBackend,
+    TorchEncoder,
+    cost,
+    initialise,
+    make_optimizer,
+    network,
+)
 from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
 from la_core.protocol import Backend
 from la_core.settings import Settings
@@ -37,4 +46,4 @@ def encoder(module: torch.nn.Module, backend: Backend, settings: Settings) -> To
 
 if __name__ == "__main__":
     encoders = {"cnn": job.Recipe(cnn), "mlp": job.Recipe(perceptron, GENTLE_SETTINGS, GENTLE_VIEW)}
-    sys.exit(job.main("torch", encoders))
+    sys.exit(job.main("torch", encoders, networks=job.Networks(network, encoder, cost)))

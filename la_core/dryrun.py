@@ -145,6 +145,9 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
     )
     if s.warmup == "exact":
         warm = Line("loss", 4 * rows * n * dim, f"2 (scores, mean row) x {product}")
+    elif s.warmup == "batch":
+        product = f"2 x {_samples(batch, views)} x {batch} x {dim}"
+        warm = Line("loss", 4 * rows * batch * dim, f"2 (scores, mean row) x {product}")
     else:
         # Each sample has noise of its own, which both of its views read.
         warm = Line(
@@ -165,8 +168,12 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
 def _phases(s: Settings, steps: int) -> tuple[str, ...]:
     said = []
     if s.warmup_epochs:
-        how = "exact softmax over the bank" if s.warmup == "exact" else f"NCE with {s.n_noise} noise samples"
-        said.append(f"epochs 1 to {s.warmup_epochs}: warm-up by Instance Discrimination, {how}")
+        how = {
+            "exact": "exact softmax over the bank",
+            "nce": f"NCE with {s.n_noise} noise samples",
+            "batch": "softmax over the other views of the batch",
+        }
+        said.append(f"epochs 1 to {s.warmup_epochs}: warm-up by Instance Discrimination, {how[s.warmup]}")
     if s.epochs > s.warmup_epochs:
         first = s.warmup_epochs + 1
         said.append(f"epochs {first} to {s.epochs}: Local Aggregation, background of {s.n_background}")

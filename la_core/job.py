@@ -12,14 +12,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from la_core import digits, evaluate
 from la_core.bank import unit
 from la_core.data import ImageFolder, Samples, load, load_npz, samples
-from la_core.errors import DataError, LaCoreError
+from la_core.dryrun import Cost, plan
+from la_core.errors import DataError, LaCoreError, SettingsError
 from la_core.neighbours import nearest
+from la_core.presets import preset, presets
 from la_core.protocol import Backend, Encoder, backend
 from la_core.randomness import generator
 from la_core.report import Recorder, curves, neighbours, report
@@ -39,14 +42,36 @@ class Recipe:
     view: ImageView = digits.VIEW
 
 
+@dataclass(frozen=True)
+class Networks:
+    """What a framework makes presets of (:mod:`la_core.presets`)."""
+
+    make: Callable[..., Any]
+    """``make(name, **options)``: a network."""
+    encoder: Callable[[Any, Backend, Settings], Encoder]
+    """Of a network."""
+    cost: Callable[[Callable[[], Any], tuple[int, ...]], Cost]
+    """Of a network that the function would make, for a view of that shape."""
+
+
 TEST_SHARE = 0.2
+IMAGENET = 1_281_167
+"""Training images of ImageNet."""
 
 
-def main(framework: str, encoders: Mapping[str, Recipe], argv: Sequence[str] | None = None) -> int:
+def main(
+    framework: str,
+    encoders: Mapping[str, Recipe],
+    argv: Sequence[str] | None = None,
+    networks: Networks | None = None,
+) -> int:
     """Run the job from the command line. The first encoder is the default. Returns the exit status."""
-    options = _parser(framework, encoders).parse_args(argv)
+    options = _parser(framework, encoders, networks).parse_args(argv)
     try:
-        _Job(framework, encoders[options.encoder], options).run()
+        if networks and options.dry_run:
+            _dry_run(options, networks)
+        else:
+            _Job(framework, encoders[options.encoder], options, networks).run()
     except LaCoreError as error:
         broken = options.data and not options.skip_broken and "cannot be read" in str(error)
         hint = " (--skip-broken leaves such files out)" if broken else ""
@@ -58,9 +83,8 @@ def main(framework: str, encoders: Mapping[str, Recipe], argv: Sequence[str] | N
     return 0
 
 
-def _parser(framework: str, encoders: Mapping[str, Recipe]) -> argparse.ArgumentParser:
+def _parser(framework: str, encoders: Mapping[str, Recipe], networks: Networks | None) -> argparse.ArgumentParser:
     first = next(iter(encoders))
-    settings = encoders[first].settings
     parser = argparse.ArgumentParser(
         description=f"Local Aggregation of images with {framework}. Without options: handwritten digits, each "
         "somewhere on a larger canvas; prints how well the nearest neighbours of an image tell its class.",
@@ -70,17 +94,37 @@ def _parser(framework: str, encoders: Mapping[str, Recipe]) -> argparse.Argument
     add("--data", metavar="PATH", help="a folder of images (first-level subfolders are classes), or an .npz with "
         "'images' (N, H, W[, C]) uint8 and, if there are any, 'labels', 'test_images', 'test_labels'; "
         "by default the digits")  # fmt: skip
-    add("--size", type=int, default=64, help="side in pixels to which images of --data are resized")
+    add("--size", type=int, help="side in pixels to which images of --data are resized; by default 64, or the preset's")
     add("--encoder", choices=sorted(encoders), default=first, help="network to train from nothing")
-    add("--epochs", type=int, default=settings.epochs, help="epochs in all, the warm-up included")
+    add("--epochs", type=int, help="epochs in all, the warm-up included; by default the recipe's")
     add("--warmup-epochs", type=int, help="epochs of Instance Discrimination; by default the recipe's share of all")
     add("--device", help="device in the framework's own words, such as cpu or cuda:0")
-    add("--seed", type=int, default=settings.seed, help="the one seed of the run")
+    add("--seed", type=int, default=0, help="the one seed of the run")
     add("--out", metavar="FOLDER", help="a new folder for the run; by default the next free one under runs/")
     add("--workers", type=int, default=0, metavar="N", help="processes that load images ahead")
     add("--skip-broken", action="store_true", help="leave out files of --data that cannot be read, and name them")
     add("--quick", action="store_true", help="a twentieth of the epochs, to see that everything runs")
+    if networks:
+        add("--preset", choices=list(presets), help="network, settings and views for --data, instead of --encoder")
+        add("--dry-run", action="store_true", help="say what the --preset would take, and start nothing")
+        add("--samples", type=int, help="training samples of a dry run without --data; by default ImageNet's 1281167")
     return parser
+
+
+def _dry_run(options: argparse.Namespace, networks: Networks) -> None:
+    if options.preset is None:
+        raise SettingsError("--dry-run needs a --preset")
+    n = options.samples or IMAGENET
+    if options.data:
+        n = len(_own(options)[0])
+    recipe = preset(options.preset, n)
+    side = options.size or recipe.view.size
+    print(f"{options.preset}: {recipe.description}\n")
+    print(
+        plan(
+            recipe.settings, n, networks.cost(lambda: networks.make(recipe.network, **recipe.options), (3, side, side))
+        )
+    )
 
 
 @dataclass
@@ -88,19 +132,29 @@ class _Job:
     framework: str
     recipe: Recipe
     options: argparse.Namespace
+    networks: Networks | None = None
 
     def run(self) -> None:
         options = self.options
         library = backend(self.framework, options.device)
         own = options.data is not None
+        named = getattr(options, "preset", None)
+        if named and not own:
+            raise SettingsError("a --preset is for your own images: give their folder with --data")
         _need("PIL", "matplotlib", *([] if own else ["sklearn"]))
-        train_set, test_set, view = _own(options) if own else (*digits.placed_digits(), self.recipe.view)
+        view = self.recipe.view
+        if own:
+            view = presets[named](IMAGENET).view if named else ImageView(size=64)
+            view = view if options.size is None else replace(view, size=options.size)
+        train_set, test_set = _own(options) if own else digits.placed_digits()
+        if named:
+            self.recipe = self._preset(named, len(train_set))
         settings = self._settings().resolved(len(train_set))
-        options.out = Path(options.out) if options.out else _free_folder(f"{options.encoder}-{self.framework}")
+        options.out = Path(options.out) if options.out else _free_folder(f"{named or options.encoder}-{self.framework}")
         shape = load(train_set, [0], view, None).shape[1:]
 
         print(f"{len(train_set)} training samples, {0 if test_set is None else len(test_set)} test samples")
-        print(f"{options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
+        print(f"{named or options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
         print(settings, flush=True)
         encoder = self.recipe.make_encoder(library, settings, shape)
         table = _Table(train_set, test_set, view, settings)
@@ -129,10 +183,20 @@ class _Job:
         print(f"settings, metrics, embeddings, weights and pictures are in {options.out}")
         print(f"the report, for any browser: {report(options.out)}")
 
+    def _preset(self, name: str, n: int) -> Recipe:
+        assert self.networks is not None
+        networks, chosen = self.networks, preset(name, n)
+
+        def make(library: Backend, settings: Settings, shape: tuple[int, ...]) -> Encoder:
+            module = networks.make(chosen.network, **{**chosen.options, "channels": shape[0]})
+            return networks.encoder(module, library, settings)
+
+        return Recipe(make, chosen.settings, chosen.view)
+
     def _settings(self) -> Settings:
-        options = self.options
-        epochs = max(2, options.epochs // 20) if options.quick else options.epochs
-        defaults = self.recipe.settings
+        options, defaults = self.options, self.recipe.settings
+        epochs = defaults.epochs if options.epochs is None else options.epochs
+        epochs = max(2, epochs // 20) if options.quick else epochs
         warmup = options.warmup_epochs
         if warmup is None:
             warmup = round(epochs * defaults.warmup_epochs / defaults.epochs)
@@ -210,9 +274,9 @@ def _need(*packages: str) -> None:
         raise DataError(f"the job needs {', '.join(missing)}, not installed: pip install 'la-core[demo]'")
 
 
-def _own(options: argparse.Namespace) -> tuple[Samples, Samples | None, ImageView]:
+def _own(options: argparse.Namespace) -> tuple[Samples, Samples | None]:
     """The user's images; where classes are known and no test set comes with them, a part is held out."""
-    path, view, test = Path(options.data), ImageView(size=options.size), None
+    path, test = Path(options.data), None
     if path.suffix == ".npz":
         data, test = load_npz(path)
     elif path.suffix == ".npy":
@@ -226,7 +290,7 @@ def _own(options: argparse.Namespace) -> tuple[Samples, Samples | None, ImageVie
     if test is None and data.classes is not None and n_test:
         order = generator(options.seed, "split").permutation(len(data))
         data, test = data.part(order[n_test:]), data.part(order[:n_test])
-    return data, test, view
+    return data, test
 
 
 def _gallery(run: Run, table: _Table, path: Path) -> None:

@@ -58,20 +58,23 @@ def chosen(what: str, name: str, among: Mapping[str, T]) -> T:
 
 
 def small(n: int) -> Settings:
-    """Settings for small and middle data: two views, and a background and clusters that grow with ``n`` samples.
+    """Settings for small and middle data, of ``n`` samples: two views, and clusters and a background that grow with it.
 
-    With fewer samples the bank is less often seen, so the warm-up takes more epochs.
+    The warm-up compares views within a batch: at a few thousand samples the rows of a bank are too old, as measured in
+    steps, for an encoder that changes fast. Found by ``benchmarks/learning.py``.
     """
     return Settings(
-        epochs=160,
-        warmup_epochs=min(60, max(10, 90_000 // max(n, 1))),
+        epochs=80,
+        warmup_epochs=40,
         views=2,
         optimizer="adam",
         learning_rate=2e-3,
         schedule="cosine",
-        temperature=0.07,
-        n_background=max(1, n // 5),
-        n_clusters=max(1, n // 90),
+        warmup="batch",
+        warmup_temperature=0.2,
+        temperature=0.1,
+        n_background=max(1, min(n // 5, 4096)),
+        n_clusters=max(1, n // 30),
         n_clusterings=5,
     )
 
