@@ -7,11 +7,11 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 MYPY := ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-quick test lint types tests agreement wheel clean
+.PHONY: help venv demo demo-quick test lint types tests agreement learning learning-quick wheel clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
-		printf 'make %-12s %s\n' "$$name" "$$what"; done
+		printf 'make %-15s %s\n' "$$name" "$$what"; done
 
 venv: $(READY)  ## make .venv: la-core (editable), PyTorch, JAX, and the tools
 
@@ -49,6 +49,15 @@ tests: $(READY)  ## pytest
 
 agreement: $(READY)  ## the table: how far each library is from NumPy, function by function
 	PYTHONPATH=tests $(BIN)/python -m agreement.table
+
+learning: $(READY)  ## what is learnt on three sets of images, beside other methods, and the ablation (an hour)
+	@$(PIP) --group bench
+	$(BIN)/python benchmarks/learning.py
+	$(BIN)/python benchmarks/learning.py --ablation
+
+learning-quick: $(READY)  ## the first of these in little time, to see that it runs
+	@$(PIP) --group bench
+	$(BIN)/python benchmarks/learning.py --quick
 
 wheel: $(READY)  ## sdist and wheel, in dist/
 	$(BIN)/python -m build --no-isolation

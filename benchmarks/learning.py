@@ -67,7 +67,7 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
         "Instance Discrimination": Method(one),
         "Local Aggregation as published": Method(replace(one, warmup_epochs=passes // 2)),
         "Local Aggregation, small": Method(replace(ours, epochs=passes // 2, warmup_epochs=passes // 4)),
-        "SimCLR": Method(two, {"name": "simclr", "temperature": 0.2}),
+        "SimCLR": Method(two, {"name": "simclr", "temperature": 0.1}),
         "VICReg": Method(two, {"name": "vicreg"}, {"dim": 256, "projection": 256}),
     }
 
@@ -76,11 +76,12 @@ def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Settings]]:
     """The small preset with one setting changed: by setting, then by value."""
     base = methods(n, passes)["Local Aggregation, small"].settings
     assert base is not None
-    every = {"n_clusterings": (1, 3, 5, 10), "n_clusters": (n // 120, n // 60, n // 30, n // 15),
+    every = {"n_clusterings": (1, 3, 5, 10), "n_clusters": (n // 100, n // 50, n // 25, n // 12),
              "n_background": (n // 20, n // 5, n), "recluster_every": (1, 3, 15)}  # fmt: skip
     changed = {name: {str(v): replace(base, **{name: v}) for v in values} for name, values in every.items()}
     one = replace(base, views=1, warmup="exact", warmup_temperature=None, epochs=passes, warmup_epochs=passes // 2)
-    return {**changed, "views": {"1": one, "2": base}}
+    exact = replace(base, warmup="exact", warmup_temperature=None)
+    return {**changed, "views": {"1": one, "2": base}, "warmup": {"exact": exact, "batch": base}}
 
 
 # One run -------------------------------------------------------------------------------------------------------------

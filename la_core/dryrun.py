@@ -9,6 +9,7 @@ Nothing is allocated: the encoder is traced by its shapes, and the rest is arith
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -54,6 +55,7 @@ class Plan:
     """The same of Local Aggregation."""
     clustering: Line
     """Operations of a round of clusterings, at most."""
+    warmup_steps_per_epoch: int
     steps_per_epoch: int
     phases: tuple[str, ...]
 
@@ -68,8 +70,9 @@ class Plan:
     @property
     def run(self) -> tuple[Line, ...]:
         """Operations of the whole run, its measures aside."""
-        s, steps = self.settings, self.steps_per_epoch
-        warm, step = (steps * sum(line.amount for line in lines) for lines in (self.warmup_step, self.step))
+        s = self.settings
+        warm = self.warmup_steps_per_epoch * sum(line.amount for line in self.warmup_step)
+        step = self.steps_per_epoch * sum(line.amount for line in self.step)
         after, each = s.epochs - s.warmup_epochs, self.clustering.amount
         return (
             Line("warm-up", s.warmup_epochs * warm, f"{s.warmup_epochs} epochs of {_flop(warm)}"),
@@ -115,9 +118,11 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
     s = settings.resolved(n)
     assert s.n_background is not None  # resolved
     assert s.n_clusters is not None
-    steps = -(-n // s.batch_size)
+    warm_steps, steps = -(-n // s.batch(0)), -(-n // s.batch_size)
     batch, views, dim = -(-n // steps), s.views, cost.dim
     rows, word = batch * views, 4 if s.dtype == "float32" else 8
+    warm_batch = -(-n // warm_steps)
+    warm_rows = warm_batch * views
     clusters = s.n_clusters if isinstance(s.n_clusters, tuple) else (s.n_clusters,) * s.n_clusterings
     moments = 1 if s.optimizer == "sgd" else 2
 
@@ -131,11 +136,10 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
         ),
         Line("search", s.budget, "budget, at most"),
     )
-    encoder = Line(
-        "encoder",
-        6 * rows * cost.macs,
-        f"3 (forward; backward twice that) x 2 x {_samples(batch, views)} x {cost.macs}",
-    )
+    def encoder(batch: int) -> Line:
+        how = f"3 (forward; backward twice that) x 2 x {_samples(batch, views)} x {cost.macs}"
+        return Line("encoder", 6 * batch * views * cost.macs, how)
+
     product = f"2 x {_samples(batch, views)} x {n} x {dim}"
     search = Line("background", 2 * rows * n * dim, f"{product}, the exact search")
     loss = Line(
@@ -143,18 +147,14 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
         2 * rows * s.n_background * dim,
         f"2 x {_samples(batch, views)} x {s.n_background} x {dim}, the mean rows",
     )
-    if s.warmup == "exact":
-        warm = Line("loss", 4 * rows * n * dim, f"2 (scores, mean row) x {product}")
-    elif s.warmup == "batch":
-        product = f"2 x {_samples(batch, views)} x {batch} x {dim}"
-        warm = Line("loss", 4 * rows * batch * dim, f"2 (scores, mean row) x {product}")
-    else:
-        # Each sample has noise of its own, which both of its views read.
-        warm = Line(
-            "loss",
-            4 * rows * (s.n_noise + 1) * dim,
-            f"2 (scores, mean row) x 2 x {_samples(batch, views)} x {s.n_noise + 1} x {dim}, of noise and sample",
-        )
+    # Each sample has noise of its own, which both of its views read.
+    against = {"exact": n, "batch": warm_batch, "nce": s.n_noise + 1}[s.warmup]
+    warm = Line(
+        "loss",
+        4 * warm_rows * against * dim,
+        f"2 (scores, mean row) x 2 x {_samples(warm_batch, views)} x {against} x {dim}"
+        + (", of noise and sample" if s.warmup == "nce" else ""),
+    )
     each = sorted(set(clusters))
     clustering = Line(
         "clustering",
@@ -162,10 +162,24 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
         f"2 x {n} x {'(' + ' + '.join(map(str, clusters)) + ')' if len(each) > 1 else each[0]} x {dim} x "
         f"({s.n_iter} iterations + 1)" + (f" x {len(clusters)} clusterings" if len(each) == 1 else ""),
     )
-    return Plan(s, n, memory, (encoder, warm), (encoder, search, loss), clustering, steps, _phases(s, steps))
+    return Plan(
+        settings=s,
+        n=n,
+        memory=memory,
+        warmup_step=(encoder(warm_batch), warm),
+        step=(encoder(batch), search, loss),
+        clustering=clustering,
+        warmup_steps_per_epoch=warm_steps,
+        steps_per_epoch=steps,
+        phases=_phases(s, warm_steps, steps),
+    )
 
 
-def _phases(s: Settings, steps: int) -> tuple[str, ...]:
+def _phases(s: Settings, warm_steps: int, steps: int) -> tuple[str, ...]:
+    def step(epoch: float) -> int:
+        warm = min(epoch, s.warmup_epochs)
+        return math.ceil(warm * warm_steps + (epoch - warm) * steps)
+
     said = []
     if s.warmup_epochs:
         how = {
@@ -184,7 +198,7 @@ def _phases(s: Settings, steps: int) -> tuple[str, ...]:
         said.append(f"learning rate {s.learning_rate:g}")
         drops = sorted(drop for drop in s.drops if drop < s.epochs)
         said += [
-            f"learning rate {s.learning_rate * 0.1 ** (i + 1):g} from epoch {drop:g}, step {-int(-drop * steps // 1)}"
+            f"learning rate {s.learning_rate * 0.1 ** (i + 1):g} from epoch {drop:g}, step {step(drop)}"
             for i, drop in enumerate(drops)
         ]
     else:

@@ -199,7 +199,7 @@ class Health:
     def _staleness(self, run: Run, rows: Array, z: Array) -> dict[str, float]:
         xp = array_namespace(z)
         cosine = xp.vecdot(xp.take(run.state.bank, rows, axis=0), z)
-        order = batches(len(run.data), run.settings.batch_size, seed=run.settings.seed, epoch=run.epoch)
+        order = batches(len(run.data), run.settings.batch(run.epoch), seed=run.settings.seed, epoch=run.epoch)
         ages = np.repeat(np.arange(len(order))[::-1], [len(b) for b in order])
         return {
             "cosine": _short(float(xp.mean(cosine))),

@@ -71,10 +71,10 @@ def small(n: int) -> Settings:
         learning_rate=2e-3,
         schedule="cosine",
         warmup="batch",
-        warmup_temperature=0.2,
-        temperature=0.1,
+        warmup_temperature=0.1,
+        temperature=0.07,
         n_background=max(1, min(n // 5, 4096)),
-        n_clusters=max(1, n // 30),
+        n_clusters=max(1, n // 25),
         n_clusterings=5,
     )
 
@@ -87,6 +87,7 @@ def _paper(
         epochs=epochs,
         warmup_epochs=10,
         batch_size=batch_size,
+        warmup_batch_size=128,
         optimizer="sgd",
         learning_rate=0.03,
         schedule="step",
@@ -116,8 +117,7 @@ presets: dict[str, Callable[[int], Preset]] = {
         options=_PUBLISHED_NORM,
     ),
     "paper-vgg16": lambda n: Preset(
-        description=f"VGG16 with batch norm, {_PAPER}, save that the 10 epochs of warm-up take batches of 256 too, "
-        "where the published run took 128.",
+        description=f"VGG16 with batch norm, {_PAPER}.",
         settings=_paper(6, 10_000, 168, (126, 148), batch_size=256),
         network="VGG16",
         options=_PUBLISHED_NORM,

@@ -42,6 +42,8 @@ class Settings:
     weight_decay: float = 1e-4
     """The paper's lambda as an optimizer takes it, (lambda/2) ||w||^2; never on the bank or on normalisation layers."""
 
+    warmup_batch_size: int | None = None
+    """In the warm-up. By default ``batch_size``."""
     views: int = 1
     """Random views of each sample in a step. With 2, an extension of the paper, each reads a bank in which the batch's
     rows are the embeddings of the other views (:func:`la_core.objectives.fresh_rows`); the bank takes both. A step
@@ -125,6 +127,7 @@ class Settings:
             n_background=min(n, 4096, max(64, n // 64)) if self.n_background is None else self.n_background,
             n_clusters=max(1, n // 40) if self.n_clusters is None else self.n_clusters,
             knn_k=max(1, min(200, n // 10)) if self.knn_k is None else self.knn_k,
+            warmup_batch_size=self.batch_size if self.warmup_batch_size is None else self.warmup_batch_size,
             warmup_temperature=self.temperature if self.warmup_temperature is None else self.warmup_temperature,
         )
         sizes = chosen.n_clusters if isinstance(chosen.n_clusters, tuple) else (chosen.n_clusters,)
@@ -136,6 +139,11 @@ class Settings:
             if value is not None and value > n:
                 raise SettingsError(f"{name} must be at most the number of samples, {n}; got {value}")
         return chosen
+
+    def batch(self, epoch: int) -> int:
+        """Most samples in a batch of that epoch, counted from 0."""
+        warm = epoch < self.warmup_epochs and self.warmup_batch_size is not None
+        return self.warmup_batch_size or self.batch_size if warm else self.batch_size
 
     def rate(self, progress: float) -> float:
         """The learning rate after ``progress`` epochs."""
@@ -164,12 +172,13 @@ class Settings:
         return "\n".join(f"  {field.name:<{width}}  {getattr(self, field.name)}" for field in fields(self))
 
 
-_AUTOMATIC = ("n_background", "n_clusters", "knn_k", "warmup_temperature")
+_AUTOMATIC = ("n_background", "n_clusters", "knn_k", "warmup_temperature", "warmup_batch_size")
 _COUNTS = {
     "seed": 0,
     "epochs": 1,
     "warmup_epochs": 0,
     "batch_size": 1,
+    "warmup_batch_size": 1,
     "views": 1,
     "n_noise": 1,
     "n_background": 1,

@@ -149,7 +149,7 @@ class _Trainer:
         run, settings = self.run, self.run.settings
         self.seconds, self.inertia = {}, []
         began = time.perf_counter()
-        order = batches(len(run.data), settings.batch_size, seed=settings.seed, epoch=run.epoch)
+        order = batches(len(run.data), settings.batch(run.epoch), seed=settings.seed, epoch=run.epoch)
         losses, close = [], []
         keys = [(settings.seed, run.epoch), (derived_seed(settings.seed, "second view"), run.epoch)]
         with closing(run.workers.load(run.data, order, run.view, *keys[: settings.views])) as loaded:

@@ -106,6 +106,7 @@ settings = st.builds(
     epochs=st.integers(4, 9),
     warmup_epochs=st.integers(0, 4),
     batch_size=st.integers(1, 300),
+    warmup_batch_size=st.sampled_from([None, 16, 50]),
     views=st.sampled_from([1, 2]),
     warmup=st.sampled_from(["exact", "nce"]),
     optimizer=st.sampled_from(["sgd", "adam"]),
@@ -122,7 +123,7 @@ def holds(s, n, planned):
     """The shown arithmetic gives the amounts, the steps are those of the run, and so are the clusterings."""
     lines = (*planned.memory, *planned.warmup_step, *planned.step, planned.clustering)
     shown = all(math.isclose(evaluated(line.how), line.amount) for line in lines if "budget" not in line.how)
-    order = [batches(n, s.batch_size, seed=0, epoch=epoch) for epoch in range(s.epochs)]
+    order = [batches(n, s.batch(epoch), seed=0, epoch=epoch) for epoch in range(s.epochs)]
     due = 0
     for epoch in range(s.warmup_epochs, s.epochs):
         for number in range(len(order[epoch])):
@@ -131,7 +132,9 @@ def holds(s, n, planned):
                 due += (past * len(order[epoch]) + number) % s.recluster_every == 0
             else:
                 due += number == 0 and past % s.recluster_every == 0
-    return shown and planned.steps_per_epoch == len(order[0]) and planned.rounds == due
+    lengths = [planned.warmup_steps_per_epoch] * s.warmup_epochs
+    lengths += [planned.steps_per_epoch] * (s.epochs - s.warmup_epochs)
+    return shown and lengths == [len(epoch) for epoch in order] and planned.rounds == due
 
 
 @given(settings, st.integers(70, 700))
@@ -143,9 +146,22 @@ def test_what_is_shown_is_what_is_meant(s, n):
         if "from epoch" in said:
             step = int(said.rpartition(" ")[2])
             rate = float(said.split()[2])
-            steps = planned.steps_per_epoch
-            assert s.rate(step / steps) == pytest.approx(rate)
-            assert s.rate((step - 1) / steps) > 5 * rate
+            lengths = [planned.warmup_steps_per_epoch] * s.warmup_epochs
+            lengths += [planned.steps_per_epoch] * (s.epochs - s.warmup_epochs)
+            progress = [epoch + number / length for epoch, length in enumerate(lengths) for number in range(length)]
+            assert s.rate(progress[step]) == pytest.approx(rate)
+            assert s.rate(progress[step - 1]) > 5 * rate
+
+
+def test_the_warm_up_of_vgg_has_smaller_batches():
+    planned = plan(preset("paper-vgg16", N).settings, N, COST)
+    assert (planned.warmup_steps_per_epoch, planned.steps_per_epoch) == (10_010, 5_005)
+
+
+def test_a_warm_up_within_the_batch_costs_no_pass_over_the_bank():
+    two = Settings(epochs=4, warmup_epochs=1, views=2)
+    bank, batch = (plan(replace(two, warmup=warmup), 7000, COST).warmup_step[1] for warmup in ("exact", "batch"))
+    assert bank.amount / batch.amount == pytest.approx(7000 / 128, rel=0.02)
 
 
 def test_a_forgotten_view_is_caught():
