@@ -136,6 +136,7 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
         ),
         Line("search", s.budget, "budget, at most"),
     )
+
     def encoder(batch: int) -> Line:
         how = f"3 (forward; backward twice that) x 2 x {_samples(batch, views)} x {cost.macs}"
         return Line("encoder", 6 * batch * views * cost.macs, how)

@@ -66,6 +66,7 @@ def small(n: int) -> Settings:
     return Settings(
         epochs=80,
         warmup_epochs=40,
+        batch_size=64,
         views=2,
         optimizer="adam",
         learning_rate=2e-3,

@@ -1,6 +1,7 @@
 """The torch criterion for a loop of one's own, and the torch encoder."""
 
 from copy import deepcopy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 from variants import EXACT, assert_close, assert_same
 
 import la_core
+from la_core import objectives
 from la_core.backends.torch import LocalAggregation, TorchEncoder, parameter_groups
 from la_core.errors import BackendError, KindError, ShapeError
 
@@ -106,6 +108,33 @@ def test_warm_up_is_instance_discrimination(seed):
     assert made.n_close is None
     assert_close(got.item(), loss.mean().item(), 1e-15)
     assert_same(z.grad.numpy(), want.numpy())
+
+
+@pytest.mark.parametrize("clusterings", [0, 2])
+@given(seed=st.integers(0, 2**31))
+def test_two_views_read_fresh_rows_and_both_move_the_bank(clusterings, seed):
+    made, (one, indices), (other, _) = criterion(clusterings), draw(seed), draw(seed + 1)
+    z = torch.cat([one, other]).detach().requires_grad_()
+    state = la_core.State(made.bank.clone(), made.labels if clusterings else None)
+    if clusterings:
+        objective, rows = partial(objectives.local_aggregation_terms, **SETTINGS), indices
+    else:
+        state, rows = la_core.State(made.bank[indices]), torch.arange(BATCH)
+
+        def objective(z, state, rows):
+            return objectives.Terms(
+                *la_core.instance_discrimination_and_cotangent(z, state.bank, rows, temperature=0.1)
+            )
+
+    want, _ = objectives.fresh_rows(objective, z.detach(), state, rows)
+    bank = made.bank.clone()
+    loss = made(z, indices)
+    assert_same(made.bank.numpy(), bank.numpy())
+    loss.backward()
+    assert_close(loss.item(), want.loss.mean().item(), 1e-15)
+    assert_close(z.grad.numpy(), want.cotangent.numpy(), 1e-15, np.abs(want.cotangent.numpy()).max())
+    moved = la_core.update(la_core.State(bank), torch.cat([indices, indices]), z.detach())
+    assert_same(made.bank.numpy(), moved.bank.numpy())
 
 
 def test_cluster_is_the_library_s():

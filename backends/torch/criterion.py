@@ -24,6 +24,10 @@ class LocalAggregation(nn.Module):
     (H, N) integers, can be assigned to ``criterion.labels`` instead. In training mode the bank rows of the batch are
     updated after their loss has been differentiated, once for each forward pass; in evaluation mode nothing changes.
 
+    With two views of each sample, ``criterion(model(torch.cat([x, y])), indices)``, each view reads a bank in which the
+    other is its sample's row (:func:`la_core.objectives.fresh_rows`), and the warm-up is the softmax over the other
+    views of the batch.
+
     Parameters
     ----------
     n_samples, dim
@@ -57,7 +61,7 @@ class LocalAggregation(nn.Module):
         self.mixing = check.number("mixing", mixing, 0.0, 1.0)
         self.combine = check.choice("combine", combine, COMBINATIONS)
         self.n_close: Tensor | None = None
-        """(B,) close neighbours of each row of the last batch, within its background; None during the warm-up."""
+        """Close neighbours of each row of the last batch, within its background; None during the warm-up."""
         self.register_buffer("bank", torch.from_numpy(random_rows(n_samples, dim, seed=seed)))
         self.register_buffer("labels", torch.zeros((0, n_samples), dtype=torch.int32))
 
@@ -71,18 +75,34 @@ class LocalAggregation(nn.Module):
         return result
 
     def forward(self, z: Tensor, indices: Tensor) -> Tensor:
-        """Mean loss of the batch: embeddings (B, D) as the model gives them, dataset indices (B,) -> scalar."""
+        """Mean loss of the batch: embeddings as the model gives them, dataset indices (B,) -> scalar.
+
+        The embeddings are (B, D) or, of two views, (2 B, D): all first views, then all second ones.
+        """
         loss: Tensor = apply(_Criterion, z, indices.to(z.device), self)
         return loss
 
     def _terms(self, z: Tensor, indices: Tensor) -> objectives.Terms:
-        if self.labels.shape[0] == 0:
-            return objectives.Terms(
-                *objectives.instance_discrimination_and_cotangent(z, self.bank, indices, temperature=self.temperature)
-            )
+        warm = self.labels.shape[0] == 0
+        state = State(self.bank, None if warm else self.labels)
+        objective = self._discriminate if warm else self._aggregate
+        if z.shape[0] != 2 * indices.shape[0]:
+            return objective(z, state, indices)
+        if warm:
+            check.indices("indices", indices, (None,), self.bank.shape[0])
+            state = State(self.bank[indices])
+            indices = torch.arange(indices.shape[0], device=indices.device)
+        return objectives.fresh_rows(objective, z, state, indices)[0]
+
+    def _discriminate(self, z: Tensor, state: State, indices: Tensor) -> objectives.Terms:
+        return objectives.Terms(
+            *objectives.instance_discrimination_and_cotangent(z, state.bank, indices, temperature=self.temperature)
+        )
+
+    def _aggregate(self, z: Tensor, state: State, indices: Tensor) -> objectives.Terms:
         return objectives.local_aggregation_terms(
             z,
-            State(self.bank, self.labels),
+            state,
             indices,
             n_background=self.n_background,
             temperature=self.temperature,
@@ -125,6 +145,6 @@ class _Criterion(torch.autograd.Function):
         if ctx.pending is not None:
             criterion, z, indices = ctx.pending
             ctx.pending = None
-            state = State(criterion.bank)
-            criterion.bank = update(state, indices, z, mixing=criterion.mixing).bank
+            every = indices.repeat(z.shape[0] // indices.shape[0])
+            criterion.bank = update(State(criterion.bank), every, z, mixing=criterion.mixing).bank
         return (grads[0] * cotangent).to(ctx.dtype), None, None
