@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -22,7 +23,7 @@ from la_core.data import ImageFolder, Samples, load, load_npz, samples
 from la_core.dryrun import Cost, plan
 from la_core.errors import DataError, LaCoreError, SettingsError
 from la_core.neighbours import nearest
-from la_core.presets import preset, presets
+from la_core.presets import preset, presets, small
 from la_core.protocol import Backend, Encoder, backend
 from la_core.randomness import generator
 from la_core.report import Recorder, curves, neighbours, report
@@ -149,7 +150,7 @@ class _Job:
         train_set, test_set = _own(options) if own else digits.placed_digits()
         if named:
             self.recipe = self._preset(named, len(train_set))
-        settings = self._settings().resolved(len(train_set))
+        settings = self._settings(len(train_set)).resolved(len(train_set))
         options.out = Path(options.out) if options.out else _free_folder(f"{named or options.encoder}-{self.framework}")
         shape = load(train_set, [0], view, None).shape[1:]
 
@@ -193,7 +194,7 @@ class _Job:
 
         return Recipe(make, chosen.settings, chosen.view)
 
-    def _settings(self) -> Settings:
+    def _settings(self, n: int) -> Settings:
         options, defaults = self.options, self.recipe.settings
         epochs = defaults.epochs if options.epochs is None else options.epochs
         epochs = max(2, epochs // 20) if options.quick else epochs
@@ -201,7 +202,10 @@ class _Job:
         if warmup is None:
             warmup = round(epochs * defaults.warmup_epochs / defaults.epochs)
         settings = replace(defaults, seed=options.seed, epochs=epochs, warmup_epochs=warmup)
-        return settings if options.data is None else replace(settings, knn_k=None)  # by the number of samples
+        if options.data is None or getattr(options, "preset", None):
+            return settings
+        sized = small(n)  # the recipe's numbers are those of the digits
+        return replace(settings, knn_k=None, n_background=sized.n_background, n_clusters=sized.n_clusters)
 
 
 class _Table(Callback):
@@ -283,7 +287,11 @@ def _own(options: argparse.Namespace) -> tuple[Samples, Samples | None]:
         data = samples(path)
     else:
         on_error = "skip" if options.skip_broken else "raise"
-        data = samples(ImageFolder(path, on_error=on_error, workers=options.workers))
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            data = samples(ImageFolder(path, on_error=on_error, workers=options.workers))
+        for warning in said:
+            print(f"warning: {warning.message}", file=sys.stderr)
     if data[0].dtype != np.uint8:
         raise DataError(f"{path} holds features, not images: give them to la_core.train, with a FeatureView")
     n_test = round(TEST_SHARE * len(data))

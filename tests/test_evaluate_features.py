@@ -103,7 +103,7 @@ def test_on_any_library(variant):
 @every_variant
 def test_windows_in_the_pure_standard(variant):
     x = variant.asarray(SAMPLES.reshape(-1, 3, 5, 7))
-    got = variant.to_host(module._flat("map", x, OfVariant(variant), 20))
+    got = variant.to_host(module.flattened("map", x, OfVariant(variant), 20))
     np.testing.assert_allclose(got, pooled(SAMPLES.reshape(-1, 3, 5, 7), 3), rtol=0, atol=1e-6)
 
 

@@ -86,11 +86,10 @@ def _conv(
 
 
 def _head(features: int, dim: int, projection: int | None, standardise: bool, rngs: nnx.Rngs) -> Layer:
-    if projection is None:
-        layers: list[Layer] = [_linear(features, dim, rngs)]
-    else:
-        hidden = _linear(features, projection, rngs, use_bias=False)
-        layers = [hidden, _norm(rngs)(projection), nnx.relu, _linear(projection, dim, rngs)]
+    last = _linear(features if projection is None else projection, dim, rngs, use_bias=not standardise)
+    layers: list[Layer] = [last]
+    if projection is not None:
+        layers = [_linear(features, projection, rngs, use_bias=False), _norm(rngs)(projection), nnx.relu, last]
     if standardise:
         layers.append(_norm(rngs)(dim, use_bias=False, use_scale=False))
     return layers[0] if len(layers) == 1 else nnx.Sequential(*layers)

@@ -30,11 +30,11 @@ def _conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
 
 
 def _head(features: int, dim: int, projection: int | None, standardise: bool) -> nn.Module:
-    if projection is None:
-        layers: list[nn.Module] = [nn.Linear(features, dim)]
-    else:
-        hidden = nn.Linear(features, projection, bias=False)
-        layers = [hidden, nn.BatchNorm1d(projection), nn.ReLU(), nn.Linear(projection, dim)]
+    # Batch norm takes a bias away again; its gradient would be noise, which Adam magnifies.
+    last = nn.Linear(features if projection is None else projection, dim, bias=not standardise)
+    layers: list[nn.Module] = [last]
+    if projection is not None:
+        layers = [nn.Linear(features, projection, bias=False), nn.BatchNorm1d(projection), nn.ReLU(), last]
     if standardise:
         layers.append(nn.BatchNorm1d(dim, affine=False))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
