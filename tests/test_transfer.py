@@ -472,6 +472,15 @@ def test_the_example_knows_a_network_by_its_weights(example, name, options):
     assert shapes == {key: x.shape for key, x in made.state_dict().items()}
 
 
+def test_a_file_of_weights_that_is_none_is_one_line(example, images, tmp_path, capsys):
+    pytest.importorskip("safetensors")
+    assert example.main([str(tmp_path / "none.safetensors"), "--data", str(images)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert "cannot be read as safetensors" in err
+
+
 def test_errors_of_the_example_are_one_line(example, images, tmp_path, capsys, monkeypatch):
     def said(*options):
         assert example.main([*map(str, options)]) == 2
@@ -481,8 +490,6 @@ def test_errors_of_the_example_are_one_line(example, images, tmp_path, capsys, m
         return err
 
     assert "no encoder.npz" in said(tmp_path, "--data", images)
-    if importlib.util.find_spec("safetensors"):  # it says what to install elsewhere: tests/test_export.py
-        assert "cannot be read as safetensors" in said(tmp_path / "none.safetensors", "--data", images)
     np.savez(tmp_path / "encoder.npz", x=np.zeros(3))
     assert "are of none of ResNet50" in said(tmp_path, "--data", images)
     from la_core.backends.torch import SmallCNN, TorchEncoder
