@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from la_core import kernels
+from la_core.backends.scan import pays, scan
 from la_core.errors import BackendError, NotFiniteError
 from la_core.kernels import Array
 
@@ -26,6 +27,18 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
         reach[i, np.flatnonzero(x[i] == threshold[i])[-surplus[i] :]] = False
     columns = np.flatnonzero(reach).reshape(-1, k) % n
     return np.take_along_axis(x, columns, axis=1), columns
+
+
+@kernels.nearest.override("numpy")
+def nearest(z: Array, bank: Array, k: int, budget: int = kernels.BUDGET) -> tuple[Array, Array]:
+    """A scan with a threshold, of a large bank."""
+    if not pays(bank.shape[0], k):
+        return kernels.nearest.reference(z, bank, k, budget)
+    return scan(
+        lambda queries, rows, out: np.matmul(z[queries], bank[rows].T, out=out),
+        lambda queries: kernels.nearest.reference(z[queries], bank, k, budget),
+        *(z.shape[0], bank.shape[0], k, z.dtype, budget),
+    )
 
 
 @kernels.segment_sum.override("numpy")

@@ -5,6 +5,8 @@ surfaces     gray patches of photographs: textures, tissue, sky, terrain, at any
              made equal; class: the picture; test patches come from parts of it that training never saw
 pictograms   signs of matplotlib's fonts, each somewhere on a noisy canvas, at some scale, angle, slant and darkness;
              class: the sign; test signs are of typefaces that training never saw
+
+Settings are chosen on another split, made of the training originals alone in the same way: ``validation=True``.
 """
 
 from __future__ import annotations
@@ -39,25 +41,30 @@ class Set:
     channels: int
 
 
-def digits() -> Set:
+def digits(validation: bool = False) -> Set:
     """2 874 training images of 1 437 originals, 1 080 test images of 360."""
     train, test = placed_digits(copies=2)
+    if validation:
+        cut = len(train) * 4 // 5  # an even number: copies stay together
+        train, test = (Samples(train.source[part], train.classes[part]) for part in (slice(cut), slice(cut, None)))
     view = ImageView(**{**VIEW.__dict__, "size": SIDE})
     return Set(train, test, view, 1)
 
 
-def surfaces() -> Set:
+def surfaces(validation: bool = False) -> Set:
     """2 000 training patches of ten surfaces, 1 000 test patches."""
     view = ImageView(size=SIDE, crop=(0.3, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), grayscale=0.0, mean=(0.5,), std=(0.2,))
-    return Set(*_patches(_surfaces(), 200), view, 1)
+    train, test = (_patches(_surfaces(), part, each) for part, each in _PARTS[validation].items())
+    return Set(train, test, view, 1)
 
 
-def pictograms() -> Set:
+def pictograms(validation: bool = False) -> Set:
     """2 400 training images of 24 signs in four typefaces, 960 test images in two others."""
-    return Set(_signs("train", TYPEFACES[:4], 25), _signs("test", TYPEFACES[4:], 20), digits().view, 1)
+    train, test = (TYPEFACES[:3], TYPEFACES[3:4]) if validation else (TYPEFACES[:4], TYPEFACES[4:])
+    return Set(_signs("train", train, 25), _signs("test", test, 20), digits().view, 1)
 
 
-SETS: dict[str, Callable[[], Set]] = {"digits": digits, "surfaces": surfaces, "pictograms": pictograms}
+SETS: dict[str, Callable[[bool], Set]] = {"digits": digits, "surfaces": surfaces, "pictograms": pictograms}
 
 
 def _surfaces() -> dict[str, np.ndarray]:
@@ -75,25 +82,32 @@ def _surfaces() -> dict[str, np.ndarray]:
     return found
 
 
-def _patches(pictures: dict[str, np.ndarray], each: int) -> tuple[Samples, Samples]:
-    """``each`` training patches of every picture and half as many test patches, from tiles of a chessboard."""
-    parts: dict[str, tuple[list[np.ndarray], list[int]]] = {"train": ([], []), "test": ([], [])}
+_PARTS = {False: {"train": 200, "test": 100}, True: {"fit": 200, "validation": 100}}
+"""Patches of each picture, with and without a validation split."""
+
+
+def _tiles(part: str) -> list[tuple[int, int]]:
+    """Of four by four: those on the diagonal are the test's, those beside it on one side may be the validation's."""
+    diagonals = {"test": (0,), "validation": (1,), "fit": (2, 3), "train": (1, 2, 3)}[part]
+    return [(i, j) for i in range(4) for j in range(4) if (j - i) % 4 in diagonals]
+
+
+def _patches(pictures: dict[str, np.ndarray], part: str, each: int) -> Samples:
+    """``each`` patches of every picture, from the tiles of that part."""
+    images, classes = [], []
     for label, (name, picture) in enumerate(sorted(pictures.items())):
-        for part, (images, classes) in parts.items():
-            rng = generator(0, f"patches {part} {name}")
-            for _ in range(each if part == "train" else each // 2):
-                images.append(_patch(picture, part == "test", rng))
-                classes.append(label)
-    train, test = (Samples(np.stack(images), np.array(classes)) for images, classes in parts.values())
-    return train, test
+        rng = generator(0, f"patches {part} {name}")
+        images += [_patch(picture, part, rng) for _ in range(each)]
+        classes += [label] * each
+    return Samples(np.stack(images), np.array(classes))
 
 
-def _patch(picture: np.ndarray, test: bool, rng: np.random.Generator) -> np.ndarray:
-    """One patch of 40 pixels from inside a tile; of four by four tiles those on the diagonal are the test's."""
+def _patch(picture: np.ndarray, part: str, rng: np.random.Generator) -> np.ndarray:
+    """One patch of 40 pixels from inside a tile of that part."""
     from PIL import Image
 
     rows, columns = picture.shape[0] // 4, picture.shape[1] // 4
-    tiles = [(i, j) for i in range(4) for j in range(4) if (i == j) == test]
+    tiles = _tiles(part)
     reach = min(57, rows, columns)
     for _ in range(20):  # flat patches show nothing, of whatever picture
         i, j = tiles[rng.integers(len(tiles))]

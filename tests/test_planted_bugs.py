@@ -14,10 +14,12 @@ import test_bank
 import test_clusters
 import test_neighbours
 import test_objectives
+import test_scan
 from strategies import TEMPERATURES, make_case, make_search
 from variants import NUMPY, TORCH
 
 from la_core import bank, clusters, kernels, neighbours, objectives
+from la_core.backends import scan
 
 TRIALS = 12
 
@@ -80,6 +82,7 @@ unit_bank = on_cases(test_bank.law_touched_rows_are_unit)
 mixed_mean = on_cases(test_bank.law_update_is_the_mixed_mean)
 untouched = on_cases(test_bank.law_other_rows_keep_their_bits)
 exact_search = on_searches(test_neighbours.law_nearest_is_exact)
+scanned = on_searches(test_scan.law_a_scan_is_exact)
 all_used = on_seeds(test_clusters.law_every_cluster_is_used)
 squares = on_seeds(test_clusters.law_inertia_is_the_sum_of_squares)
 means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
@@ -112,6 +115,9 @@ BUGS = (
         lambda variant, case: test_bank.law_update_is_the_mixed_mean(variant, make_case(int(case.n_background), n=2, batch=5)))),
     Bug("index off by one between blocks", kernels.nearest.reference, "columns + rows.start", "columns + rows.start - int(rows.start > 0)", exact_search),
     Bug("last block forgotten", kernels.nearest.reference, "blocks(bank.shape[0], ", "blocks(max(k, bank.shape[0] - 1), ", exact_search),
+    Bug("a guess that was too high is believed", scan.scan, "table.filled < k", "table.filled < 0", test_scan.law_a_guess_is_verified),
+    Bug("scanned rows counted from the block's first", scan._Table.add, "column + first", "column", scanned),
+    Bug("a full table raises the threshold too far", scan._Table.tighten, "values.min(", "values.max(", scanned),
     Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
     Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares),
     Bug("means divided by one too many", clusters.means, "xp.clip(counts, min=1.0)", "(counts + 1.0)", means),

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from la_core import kernels
+from la_core.backends.scan import pays, scan
 from la_core.errors import NotFiniteError
 
 _P = ParamSpec("_P")
@@ -79,12 +81,29 @@ def apply(function: Any, *args: Any) -> Any:
     return function.apply(*args)
 
 
+def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
+    """The reference; on the CPU a scan with a threshold, of a large bank."""
+    if z.device.type != "cpu" or not pays(bank.shape[0], k):
+        return kernels.nearest.reference(z, bank, k, budget)
+
+    def reference(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        scores, indices = kernels.nearest.reference(z[torch.from_numpy(queries)], bank, k, budget)
+        return scores.numpy(), indices.numpy()
+
+    found = scan(
+        lambda queries, rows, out: torch.mm(z[queries], bank[rows].T, out=torch.from_numpy(out)),
+        reference,
+        *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget),
+    )
+    return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
 class _Nearest(torch.autograd.Function):
     """The search itself has no derivative; the scores it finds have one, and it is a weighted sum of the rows found."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
-        scores, indices = kernels.nearest.reference(z, bank, k, budget)
+        scores, indices = _search(z.detach(), bank.detach(), k, budget)
         ctx.save_for_backward(bank, indices)
         ctx.mark_non_differentiable(indices)
         return scores, indices
@@ -127,7 +146,7 @@ class _SoftmaxMean(torch.autograd.Function):
 @kernels.nearest.override("torch")
 @_full_precision
 def nearest(z: Tensor, bank: Tensor, k: int, budget: int = kernels.BUDGET) -> tuple[Tensor, Tensor]:
-    """The blocked search of the reference, differentiable in ``z``."""
+    """The search, differentiable in ``z``."""
     scores, indices = apply(_Nearest, z, bank, k, budget)
     return scores, indices
 

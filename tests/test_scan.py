@@ -1,0 +1,129 @@
+"""The scan finds what the reference finds: its laws are those of the search, at a size where every path is taken."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import integer_rows, searches, unit_rows
+from test_neighbours import every_dtype, law_nearest_is_exact
+from variants import NUMPY, TORCH, assert_same
+
+from la_core import kernels
+from la_core.backends import scan
+from la_core.errors import NotFiniteError
+
+HOSTS = pytest.mark.parametrize("variant", [NUMPY, TORCH], ids=str)
+
+
+@contextmanager
+def small(stride=3, rows=3):
+    """Every search is a scan, in blocks of a few rows. Tells how often a table was full and a guess was too high."""
+    seen = {"full": 0, "reference": 0}
+    tighten, reference = scan._Table.tighten, kernels.nearest.reference
+
+    def counting(name, call):
+        def run(*args):
+            seen[name] += 1
+            return call(*args)
+
+        return run
+
+    with (
+        mock.patch.multiple(scan, LEAST=0, SHARE=1, STRIDE=stride, SCORES=1, ROWS=rows),
+        mock.patch.object(scan._Table, "tighten", counting("full", tighten)),
+        mock.patch.object(kernels.nearest, "reference", counting("reference", reference)),
+    ):
+        yield seen
+
+
+def law_a_scan_is_exact(variant, search, dtype=np.float64):
+    with small():
+        law_nearest_is_exact(variant, search, dtype)
+
+
+@HOSTS
+@every_dtype
+@given(search=searches())
+def test_a_scan_is_exact(variant, dtype, search):
+    """Integers from a small range: ties, duplicates and zero rows are the rule; 40 rows are no multiple of 3."""
+    law_a_scan_is_exact(variant, search, dtype)
+
+
+def best(variant, z, bank, k):
+    found = kernels.nearest(variant.asarray(z), variant.asarray(bank), k)
+    return tuple(variant.to_host(x) for x in found)
+
+
+@HOSTS
+@pytest.mark.parametrize("batch", [1, 5])
+def test_equal_rows_fill_the_table_and_the_lowest_win(variant, batch):
+    z, bank = np.ones((batch, 2)), np.ones((50, 2))
+    with small() as seen:
+        _, indices = best(variant, z, bank, 7)
+    assert_same(indices, np.tile(np.arange(7), (batch, 1)))
+    assert seen["full"] == 1, "raised once, the threshold keeps its equals out"
+
+
+@HOSTS
+def test_rising_scores_fill_the_table_again_and_again(variant):
+    z, bank = np.ones((1, 1)), np.arange(60.0)[:, None]
+    with small() as seen, mock.patch.object(scan, "_guess", return_value=np.full(1, -np.inf)):
+        _, indices = best(variant, z, bank, 4)
+    assert_same(indices, np.array([[56, 57, 58, 59]]))
+    assert seen["full"] > 5
+
+
+def law_a_guess_is_verified(variant):
+    """Every third row is near, the others are not, and more are wanted than are near."""
+    bank = np.where(np.arange(60)[:, None] % 3 == 0, 1.0, -1.0 - np.arange(60)[:, None] / 64)
+    with small() as seen:
+        scores, indices = best(variant, np.array([[1.0], [0.0]]), bank, 40)
+    order = np.lexsort((np.arange(60), -bank[:, 0]))[:40]
+    assert_same(indices[0], np.sort(order))
+    assert_same(scores[0], bank[np.sort(order), 0])
+    assert_same(indices[1], np.arange(40))
+    assert seen["reference"] == 1
+
+
+@HOSTS
+def test_a_guess_that_was_too_high_is_found_out(variant):
+    law_a_guess_is_verified(variant)
+
+
+@HOSTS
+@pytest.mark.parametrize("row", [0, 31, 59])
+def test_nan_is_named(variant, row):
+    bank = integer_rows(0, 60, 3).astype(np.float64)
+    bank[row, 1] = np.nan
+    with small(), pytest.raises(NotFiniteError, match="bank must be finite"):
+        best(variant, np.ones((2, 3)), bank, 5)
+
+
+@HOSTS
+@pytest.mark.parametrize(("n", "k"), [(16_384, 100), (20_011, 2_501)])
+def test_at_its_own_size_it_agrees_with_the_reference(variant, n, k):
+    rng = np.random.default_rng(0)
+    z, bank = unit_rows(rng, 70, 16).astype(np.float32), unit_rows(rng, n, 16).astype(np.float32)
+    assert scan.pays(n, k)
+    found = best(variant, z, bank, k)
+    want = kernels.nearest.reference(z, bank, k)
+    same = (found[1] == want[1]).mean()
+    assert same > 0.999, f"rounding alone may order a pair otherwise; {same:.4f} are equal"
+    np.testing.assert_allclose(found[0], np.take_along_axis(z @ bank.T, found[1], 1), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(np.sort(found[0]), np.sort(want[0]), rtol=0, atol=1e-6)
+
+
+@given(budget=st.sampled_from([1, 10_000, 2**20]), batch=st.sampled_from([1, 2, 300]))
+def test_the_budget_does_not_change_the_answer(budget, batch):
+    z, bank = integer_rows(1, batch, 3).astype(np.float64), integer_rows(2, 50, 3).astype(np.float64)
+    with small():
+        want = best(NUMPY, z, bank, 6)
+        found = kernels.nearest(z, bank, 6, budget)
+    for ours, theirs in zip(found, want, strict=True):
+        assert_same(ours, theirs)
