@@ -2,7 +2,7 @@
 
 Lloyd's algorithm on the rows as they are, Euclidean, from random distinct rows, as in both published codes. On unit
 rows the nearest centroid maximises ``x . c - ||c||^2 / 2``, which is not the largest cosine, since means are shorter
-than 1.
+than 1. In a large bank with structure most rows find it without a look at all of them (:mod:`la_core.tiles`).
 """
 
 from __future__ import annotations
@@ -10,13 +10,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 from array_api_compat import array_namespace, device
 
-from la_core import check, kernels
-from la_core.errors import RangeError
+from la_core import check, kernels, tiles
+from la_core.errors import RangeError, ShapeError
 from la_core.kernels import Array
 from la_core.randomness import generator
+
+TOLERANCE = 0.005
+"""Share of the inertia by which a clustering may stay above full Lloyd."""
 
 
 class Clustering(NamedTuple):
@@ -39,7 +41,8 @@ def cluster(
     n_clusterings: int = 1,
     seed: int,
     n_iter: int = 20,
-    tolerance: float = 0.0,
+    tolerance: float = TOLERANCE,
+    start: Array | None = None,
 ) -> Clustering:
     """Cluster the bank ``n_clusterings`` times, each from its own random rows.
 
@@ -57,7 +60,11 @@ def cluster(
     n_iter
         Most iterations, at least 1.
     tolerance
-        Stop when an iteration lowers the inertia by no more than this share of it. With 0, when it is lowered no more.
+        Stop when the iterations that are left can be expected to lower the inertia by no more than this share of it.
+        With 0, when it is lowered no more: Lloyd's algorithm in full.
+    start
+        (H, N) labels of an earlier clustering of these samples. Each clustering then goes on from its own earlier one,
+        with the means of the rows as they are now, instead of from random rows.
 
     Returns
     -------
@@ -81,7 +88,24 @@ def cluster(
         raise RangeError(f"n_clusters must be one number or {n_clusterings}, one for each clustering; got {len(sizes)}")
     sizes = [check.count("n_clusters", m, bank.shape[0], "the rows of the bank") for m in sizes]
 
-    runs = [lloyd(bank, m, generator(seed, "clusters", h), n_iter, tolerance) for h, m in enumerate(sizes)]
+    if start is not None:
+        check.together(bank=bank, start=start)
+        check.labels(start, bank.shape[0])
+        if start.shape[0] != n_clusterings:
+            raise ShapeError(f"start must have {n_clusterings} rows, one for each clustering; got {start.shape[0]}")
+        for labels, m in zip((start[h, :] for h in range(n_clusterings)), sizes, strict=True):
+            if int(xp.min(labels)) < 0 or int(xp.max(labels)) >= m:
+                raise RangeError(f"start must hold labels from 0 to {m - 1}, one less than n_clusters")
+
+    near = tiles.order(bank, generator(seed, "tiles")) if any(tiles.pay(bank.shape[0], m) for m in sizes) else None
+    runs = []
+    for h, m in enumerate(sizes):
+        if start is None:
+            chosen = generator(seed, "clusters", h).choice(bank.shape[0], size=m, replace=False)
+            centroids = xp.take(bank, xp.asarray(chosen, device=device(bank)), axis=0)
+        else:
+            centroids = means(bank, start[h, :], xp.zeros(bank.shape[0], dtype=bank.dtype, device=device(bank)), m)
+        runs.append(lloyd(bank, centroids, n_iter, tolerance, near if tiles.pay(bank.shape[0], m) else None))
     return Clustering(
         labels=xp.stack([xp.astype(labels, xp.int32) for labels, _, _ in runs]),
         inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=bank.dtype, device=device(bank)),
@@ -91,31 +115,54 @@ def cluster(
 
 
 def lloyd(
-    x: Array, m: int, rng: np.random.Generator, n_iter: int, tolerance: float
+    x: Array, centroids: Array, n_iter: int, tolerance: float, near: Array | None = None
 ) -> tuple[Array, Array, list[float]]:
-    """One k-means: labels (N,), centroids (m, D), and the inertia at the start and after every iteration."""
+    """One k-means: labels (N,), centroids (m, D), and the inertia at the start and after every iteration.
+
+    ``near`` is an order of the rows in which neighbours lie together, for :mod:`la_core.tiles`. It is used as long as
+    it saves work.
+    """
     xp = array_namespace(x)
-    start = rng.choice(x.shape[0], size=m, replace=False)
-    centroids = xp.take(x, xp.asarray(start, device=device(x)), axis=0)
-    labels, squares = kernels.assign(x, centroids)
+
+    def assigned(centroids: Array) -> tuple[Array, Array]:
+        nonlocal near
+        if near is None:
+            return kernels.assign(x, centroids)
+        labels, squares, share = tiles.assign(x, near, centroids)
+        back = xp.argsort(near)
+        near = near if share >= tiles.MOSTLY else None
+        return xp.take(labels, back), xp.take(squares, back)
+
+    labels, squares = assigned(centroids)
     history = [float(xp.sum(squares))]
-    for _ in range(n_iter):
-        moved = means(x, labels, squares, centroids)
-        new_labels, new_squares = kernels.assign(x, moved)
+    for left in reversed(range(n_iter)):
+        moved = means(x, labels, squares, centroids.shape[0])
+        new_labels, new_squares = assigned(moved)
         inertia = float(xp.sum(new_squares))
         if inertia > history[-1]:  # by rounding alone, at a fixed point
             break
         labels, squares, centroids = new_labels, new_squares, moved
         history.append(inertia)
-        if history[-2] - inertia <= tolerance * history[-2]:
+        if to_come(history, left) <= tolerance * inertia:
             break
     return labels, centroids, history
 
 
-def means(x: Array, labels: Array, squares: Array, centroids: Array) -> Array:
+def to_come(history: list[float], left: int) -> float:
+    """What the iterations that are left may still take off the inertia.
+
+    Each takes off a share of what the one before it took. That share rises slowly, so it is put half way between its
+    last value and 1.
+    """
+    gain = history[-2] - history[-1]
+    last = gain / (history[-3] - history[-2]) if len(history) > 2 and gain > 0.0 else 1.0
+    share = (1.0 + min(last, 1.0)) / 2.0
+    return gain * sum(share**i for i in range(1, left + 1))
+
+
+def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
     """The mean row of every cluster (m, D); a cluster without rows takes one of the rows farthest from its centroid."""
     xp = array_namespace(x)
-    m = centroids.shape[0]
     ones = xp.ones((x.shape[0], 1), dtype=x.dtype, device=device(x))
     counts = kernels.segment_sum(ones, labels, m)  # (m, 1)
     centroids = kernels.segment_sum(x, labels, m) / xp.clip(counts, min=1.0)

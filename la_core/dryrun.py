@@ -161,7 +161,9 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
         "clustering",
         2.0 * n * sum(clusters) * dim * (s.n_iter + 1),
         f"2 x {n} x {'(' + ' + '.join(map(str, clusters)) + ')' if len(each) > 1 else each[0]} x {dim} x "
-        f"({s.n_iter} iterations + 1)" + (f" x {len(clusters)} clusterings" if len(each) == 1 else ""),
+        f"({s.n_iter} iterations + 1)"
+        + (f" x {len(clusters)} clusterings" if len(each) == 1 else "")
+        + (", at most" if s.tolerance else ""),
     )
     return Plan(
         settings=s,

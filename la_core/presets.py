@@ -103,6 +103,7 @@ def _paper(
         n_background=4096,
         n_clusters=n_clusters,
         n_clusterings=n_clusterings,
+        tolerance=0.0,
         knn_k=200,
     )
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from la_core.clusters import TOLERANCE
 from la_core.errors import SettingsError
 from la_core.neighbours import COMBINATIONS
 
@@ -69,6 +70,11 @@ class Settings:
     n_clusterings: int = 3
     n_iter: int = 20
     """Most k-means iterations."""
+    tolerance: float = TOLERANCE
+    """Share of the inertia by which k-means may stop above all of its iterations; 0 to make them all."""
+    cluster_start: str = "random"
+    """Where a clustering starts: ``"random"`` rows each time, as published, or ``"last"``, each from its own labels of
+    the time before, which takes a few iterations only."""
     combine: str = "union"
     recluster_every: int = 1
     recluster_unit: str = "epochs"
@@ -198,6 +204,7 @@ _NUMBERS = {
     "temperature": (1e-4, math.inf),
     "warmup_temperature": (1e-4, math.inf),
     "mixing": (0.0, 1.0),
+    "tolerance": (0.0, math.inf),
     "knn_temperature": (1e-4, math.inf),
 }
 _WORDS = {
@@ -207,5 +214,6 @@ _WORDS = {
     "bank_start": ("encoder", "random"),
     "warmup": ("exact", "nce", "batch"),
     "combine": COMBINATIONS,
+    "cluster_start": ("random", "last"),
     "recluster_unit": ("epochs", "steps"),
 }

@@ -298,6 +298,8 @@ class _Trainer:
                 n_clusterings=settings.n_clusterings,
                 seed=derived_seed(settings.seed, "round", run.step),
                 n_iter=settings.n_iter,
+                tolerance=settings.tolerance,
+                start=run.state.labels if settings.cluster_start == "last" else None,
             )
         run.state = run.state._replace(labels=result.labels)
         self.inertia = self._host(result.inertia).tolist()

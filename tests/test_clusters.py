@@ -10,6 +10,7 @@ from strategies import integer_rows, unit_rows
 from variants import ACROSS, EXACT, assert_close, assert_same, every_variant
 
 import la_core
+from la_core import clusters
 
 every_dtype = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 seeds = st.integers(0, 2**32 - 1)
@@ -36,7 +37,7 @@ def law_every_cluster_is_used(variant, seed, n=40, m=8):
     """Copies of rows leave centroids without rows; those are put where they are needed."""
     bank = integer_rows(seed, n, 3).astype(np.float64)
     m = min(m, len(np.unique(bank, axis=0)))
-    labels, *_ = run(variant, bank, n_clusters=m, n_clusterings=3, seed=seed % 7, n_iter=60)
+    labels, *_ = run(variant, bank, n_clusters=m, n_clusterings=3, seed=seed % 7, n_iter=60, tolerance=0.0)
     for row in labels:
         assert_same(np.unique(row), np.arange(m, dtype=np.int32))
 
@@ -60,7 +61,7 @@ def law_every_row_is_with_its_nearest_centroid(variant, seed, n=40, m=8, dtype=n
 
 def law_centroids_are_means_at_the_fixed_point(variant, seed, n=40, m=8):
     bank = rows(seed, n)
-    labels, _, centroids, history = run(variant, bank, n_clusters=m, seed=3, n_iter=100)
+    labels, _, centroids, history = run(variant, bank, n_clusters=m, seed=3, n_iter=100, tolerance=0.0)
     assert len(history[0]) < 101
     want = np.stack([bank[labels[0] == j].mean(axis=0) for j in range(m)])
     assert_close(centroids[0], want, EXACT, 1.0)
@@ -167,16 +168,23 @@ def test_one_cluster_is_the_mean(variant, seed, n):
 def test_iteration_stops_early(variant):
     bank = rows(4, 60)
     long, short, loose = (
-        run(variant, bank, n_clusters=6, seed=0, **options)[3][0]
-        for options in ({"n_iter": 200}, {"n_iter": 2}, {"n_iter": 200, "tolerance": 0.05})
+        run(variant, bank, n_clusters=6, seed=0, **({"n_iter": 200} | options))[3][0]
+        for options in ({"tolerance": 0.0}, {"n_iter": 2}, {"tolerance": 0.2})
     )
     assert len(long) < 201
     assert len(short) == 3
     assert short == long[:3]
     assert len(loose) < len(long)
     assert loose == long[: len(loose)]
-    assert loose[-2] - loose[-1] <= 0.05 * loose[-2]
-    assert all(before - after > 0.05 * before for before, after in pairwise(loose[:-1]))
+    late = [clusters.to_come(loose[: i + 1], 200 - i) <= 0.2 * loose[i] for i in range(1, len(loose))]
+    assert late == [False] * (len(late) - 1) + [True]
+
+
+def test_what_is_to_come_is_the_sum_of_gains_that_fall():
+    """Gains 8 and 4: the next take 3/4 of the one before each."""
+    assert clusters.to_come([20.0, 12.0, 8.0], 2) == 4.0 * (0.75 + 0.75**2)
+    assert clusters.to_come([20.0, 12.0, 8.0], 0) == 0.0
+    assert clusters.to_come([20.0, 20.0], 9) == 0.0
 
 
 @every_variant

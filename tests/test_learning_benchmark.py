@@ -81,6 +81,25 @@ def test_no_typeface_is_on_both_sides():
     assert len(set(pictures.TYPEFACES)) == 6
 
 
+@pytest.mark.parametrize("name", ["digits", "pictograms"])
+def test_a_validation_split_is_made_of_the_training_images_alone(name):
+    pytest.importorskip("matplotlib")
+    whole, split = (pictures.SETS[name](validation) for validation in (False, True))
+    images = {image.tobytes() for image in whole.train.source}
+    assert {image.tobytes() for image in split.train.source} < images
+    if name == "digits":  # a pictogram of the validation has a place of its own, in a typeface of the training
+        assert {image.tobytes() for image in split.test.source} < images
+        assert len(split.train) + len(split.test) == len(whole.train)
+
+
+def test_validation_patches_come_from_tiles_of_the_training():
+    tiles = {part: set(pictures._tiles(part)) for part in ("train", "test", "fit", "validation")}
+    assert tiles["fit"] | tiles["validation"] == tiles["train"]
+    assert not tiles["fit"] & tiles["validation"]
+    assert tiles["train"] | tiles["test"] == {(i, j) for i in range(4) for j in range(4)}
+    assert not tiles["train"] & tiles["test"]
+
+
 def test_test_patches_come_from_parts_that_training_never_saw():
     """A picture that is rough in the training tiles and smooth in the others."""
     rng = np.random.default_rng(0)
@@ -90,7 +109,7 @@ def test_test_patches_come_from_parts_that_training_never_saw():
     picture = np.where(tile[:, None] == tile[None, :], smooth, rough).astype(np.uint8)
 
     def roughness(test):
-        patches = [pictures._patch(picture, test, np.random.default_rng(i)) for i in range(40)]
+        patches = [pictures._patch(picture, "test" if test else "train", np.random.default_rng(i)) for i in range(40)]
         return [np.abs(np.diff(p.astype(float), axis=0)).mean() for p in patches]
 
     assert max(roughness(True)) < min(roughness(False))

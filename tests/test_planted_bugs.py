@@ -15,11 +15,13 @@ import test_clusters
 import test_neighbours
 import test_objectives
 import test_scan
+import test_tiles
 from strategies import TEMPERATURES, make_case, make_search
 from variants import NUMPY, TORCH
 
-from la_core import bank, clusters, kernels, neighbours, objectives
+from la_core import bank, clusters, kernels, neighbours, objectives, tiles
 from la_core.backends import scan
+from la_core.backends.torch import kernels as torch_kernels
 
 TRIALS = 12
 
@@ -42,6 +44,8 @@ class Bug:
     before: str
     after: str
     law: Any
+    variants: tuple[Any, ...] = (NUMPY, TORCH)
+    """Where this function is the one that answers."""
 
     def __str__(self):
         return self.name
@@ -83,6 +87,7 @@ mixed_mean = on_cases(test_bank.law_update_is_the_mixed_mean)
 untouched = on_cases(test_bank.law_other_rows_keep_their_bits)
 exact_search = on_searches(test_neighbours.law_nearest_is_exact)
 scanned = on_searches(test_scan.law_a_scan_is_exact)
+tiled = on_seeds(test_tiles.law_every_row_is_with_its_nearest_centroid)
 all_used = on_seeds(test_clusters.law_every_cluster_is_used)
 squares = on_seeds(test_clusters.law_inertia_is_the_sum_of_squares)
 means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
@@ -119,14 +124,18 @@ BUGS = (
     Bug("scanned rows counted from the block's first", scan._Table.add, "column + first", "column", scanned),
     Bug("a full table raises the threshold too far", scan._Table.tighten, "values.min(", "values.max(", scanned),
     Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
-    Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares),
+    Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares, (NUMPY,)),
     Bug("means divided by one too many", clusters.means, "xp.clip(counts, min=1.0)", "(counts + 1.0)", means),
-    Bug("assigned by the dot product alone", kernels.assign.reference, "block @ columns - half", "block @ columns - 0.0 * half", nearest_centroid),
+    Bug("assigned by the dot product alone", kernels.assign.reference, "block @ columns - half", "block @ columns - 0.0 * half", nearest_centroid, (NUMPY,)),
+    Bug("distance from the origin forgotten", torch_kernels.assign.__wrapped__, "vecdot(x, x) - ", "vecdot(x, x) * 1.5 - ", squares, (TORCH,)),
+    Bug("assigned by the dot product alone", torch_kernels.assign.__wrapped__, "-0.5 * torch", "-0.0 * torch", nearest_centroid, (TORCH,)),
+    Bug("every row counts as its tile's mean", tiles.near, "xp.sqrt(apart + off)", "0.0", on_seeds(test_tiles.law_sure_rows_are_right)),
+    Bug("unsure rows are believed", tiles.assign, "if unsure:", "if False:", tiled),
+    Bug("rows asked again in the wrong order", tiles.assign, "xp.take(rows, again)", "xp.take(rows, xp.flip(again))", tiled),
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", [NUMPY, TORCH], ids=str)
-@pytest.mark.parametrize("bug", BUGS, ids=str)
+@pytest.mark.parametrize(("bug", "variant"), [pytest.param(b, v, id=f"{b}-{v}") for b in BUGS for v in b.variants])
 def test_planted_bug_is_caught(monkeypatch, variant, bug):
     bug.law(variant)
     monkeypatch.setattr(bug.function, "__code__", mutated(bug.function, bug.before, bug.after))

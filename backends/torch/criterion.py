@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from la_core import check, objectives
 from la_core.backends.torch.kernels import apply
 from la_core.bank import State, random_rows, update
-from la_core.clusters import Clustering, cluster
+from la_core.clusters import TOLERANCE, Clustering, cluster
 from la_core.neighbours import COMBINATIONS
 
 
@@ -67,10 +67,23 @@ class LocalAggregation(nn.Module):
 
     @torch.no_grad()
     def cluster(
-        self, *, n_clusters: int | Sequence[int], n_clusterings: int = 3, seed: int = 0, n_iter: int = 20
+        self,
+        *,
+        n_clusters: int | Sequence[int],
+        n_clusterings: int = 3,
+        seed: int = 0,
+        n_iter: int = 20,
+        tolerance: float = TOLERANCE,
     ) -> Clustering:
         """Cluster the bank and use the labels from now on. Once an epoch is the paper's habit."""
-        result = cluster(self.bank, n_clusters=n_clusters, n_clusterings=n_clusterings, seed=seed, n_iter=n_iter)
+        result = cluster(
+            self.bank,
+            n_clusters=n_clusters,
+            n_clusterings=n_clusterings,
+            seed=seed,
+            n_iter=n_iter,
+            tolerance=tolerance,
+        )
         self.labels = result.labels
         return result
 

@@ -32,7 +32,19 @@ def _full_precision(f: Callable[_P, _R]) -> Callable[_P, _R]:
     return run
 
 
-kernels.assign.override("torch")(_full_precision(kernels.assign.reference))
+@kernels.assign.override("torch")
+@_full_precision
+def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tuple[Tensor, Tensor]:
+    """Product and bias in one call, maximum and its place in another: a block is written once and read once."""
+    n, m = x.shape[0], centroids.shape[0]
+    size = max(64, (budget if x.device.type == "cpu" else kernels.BUDGET) // (m * kernels.itemsize(x)))
+    minus_half, columns = -0.5 * torch.linalg.vecdot(centroids, centroids), centroids.T
+    room = x.new_empty((min(n, size), m))
+    best, labels = x.new_empty(n), torch.empty(n, dtype=torch.int64, device=x.device)
+    for rows in kernels.blocks(n, size):
+        block = torch.addmm(minus_half, x[rows], columns, out=room[: rows.stop - rows.start])
+        torch.max(block, dim=1, out=(best[rows], labels[rows]))
+    return labels, (torch.linalg.vecdot(x, x) - 2.0 * best).clamp_(min=0.0)
 
 
 @kernels.top_k.override("torch")

@@ -1,0 +1,170 @@
+"""Laws of the clustering in tiles, at a size where tiles are small and every path is taken."""
+
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import integer_rows, unit_rows
+from test_clusters import run
+from variants import assert_close, assert_same, every_variant
+
+import la_core
+from la_core import tiles
+from la_core.errors import RangeError, ShapeError
+
+seeds = st.integers(0, 2**32 - 1)
+sizes = st.sampled_from([1, 5, 40, 43])
+
+
+@contextmanager
+def small(mostly=0.0):
+    """Tiles of a few rows, for any number of rows, even where few of them are sure."""
+    with mock.patch.multiple(tiles, ROWS=4, NEAR=3, WIDER=2, MOSTLY=mostly, pay=lambda n, m: True):
+        yield
+
+
+def grouped(seed, n=43, dim=4):
+    """Unit rows in groups of about five."""
+    rng = np.random.default_rng(seed)
+    return unit_rows(rng, max(1, n // 5), dim)[rng.integers(max(1, n // 5), size=n)] + 0.05 * rng.standard_normal(
+        (n, dim)
+    )
+
+
+def look(variant, bank, centroids):
+    """What the tiles find, and what is certain: labels, squares and sureness, labels and squares, on the host."""
+    x, c = variant.asarray(bank), variant.asarray(centroids)
+    rows = tiles.order(x, np.random.default_rng(0))
+    found = (*tiles.near(x, rows, c, min(3, len(centroids))), *tiles.assign(x, rows, c)[:2])
+    back = np.argsort(variant.to_host(rows))
+    return [variant.to_host(part)[back] for part in found]
+
+
+def squares_of(bank, centroids):
+    return np.sum((bank[:, None, :] - centroids[None]) ** 2, axis=2)
+
+
+def law_sure_rows_are_right(variant, seed, n=43, m=20):
+    bank = grouped(seed, n)
+    centroids = grouped(seed + 1, m)
+    with small():
+        labels, squares, sure, _, _ = look(variant, bank, centroids)
+    every = squares_of(bank, centroids)
+    assert_close(squares, np.take_along_axis(every, labels[:, None], 1)[:, 0], 1e-12, 1.0)
+    assert_close(squares[sure], every.min(axis=1)[sure], 1e-12, 1.0)
+
+
+def law_every_row_is_with_its_nearest_centroid(variant, seed, n=43, m=20):
+    bank, centroids = grouped(seed, n), grouped(seed + 1, m)
+    with small():
+        *_, labels, squares = look(variant, bank, centroids)
+    every = squares_of(bank, centroids)
+    assert_close(squares, every.min(axis=1), 1e-12, 1.0)
+    assert_close(np.take_along_axis(every, labels[:, None], 1)[:, 0], every.min(axis=1), 1e-12, 1.0)
+
+
+@every_variant
+@given(seed=seeds, n=sizes, m=sizes)
+def test_sure_rows_are_right(variant, seed, n, m):
+    law_sure_rows_are_right(variant, seed, n, m)
+
+
+@every_variant
+@given(seed=seeds, n=sizes, m=sizes)
+def test_every_row_is_with_its_nearest_centroid(variant, seed, n, m):
+    law_every_row_is_with_its_nearest_centroid(variant, seed, n, m)
+
+
+@every_variant
+@given(seed=seeds, n=sizes)
+def test_an_order_holds_every_row_once(variant, seed, n):
+    """Among them rows of zeros, and rows that are all the same."""
+    for bank in (grouped(seed, n), integer_rows(seed, n, 2).astype(np.float64), np.zeros((n, 3))):
+        rows = variant.to_host(tiles.order(variant.asarray(bank), np.random.default_rng(seed)))
+        assert_same(np.sort(rows), np.arange(n, dtype=rows.dtype))
+
+
+@every_variant
+def test_neighbours_lie_together(variant):
+    """Sixteen groups far apart, in an order at random, are found together."""
+    rng = np.random.default_rng(3)
+    truth = rng.permutation(np.arange(320) % 16)
+    bank = np.eye(16)[truth] + 0.01 * rng.standard_normal((320, 16))
+    rows = variant.to_host(tiles.order(variant.asarray(bank), np.random.default_rng(0)))
+    assert np.count_nonzero(np.diff(truth[rows])) < 64, "of 319; at random about 300"
+
+
+@every_variant
+@given(seed=seeds)
+def test_rows_that_are_copies_share_a_centroid_with_room_for_all(variant, seed):
+    bank = integer_rows(seed, 60, 2).astype(np.float64)
+    distinct = len(np.unique(bank, axis=0))
+    with small():
+        labels, inertia, *_ = run(variant, bank, n_clusters=distinct, seed=seed % 5, n_iter=60, tolerance=0.0)
+    assert len(np.unique(labels)) == distinct
+    assert_close(inertia, np.zeros(1), 1e-12, 1.0)
+
+
+@every_variant
+def test_without_structure_every_centroid_is_looked_at(variant):
+    """Few rows are sure, so the answer is that of the full product, to the bit."""
+    bank = unit_rows(np.random.default_rng(0), 200, 16)
+    want = run(variant, bank, n_clusters=40, n_clusterings=2, seed=0)
+    with small(mostly=0.5):
+        found = run(variant, bank, n_clusters=40, n_clusterings=2, seed=0)
+    assert_same(found[0], want[0])
+    assert_same(found[1], want[1])
+
+
+@every_variant
+@pytest.mark.parametrize("kind", ["hierarchical", "isotropic"])
+def test_at_its_own_size_inertia_is_that_of_full_lloyd(variant, kind):
+    """Within half a percent of twenty iterations of the full product, from the same rows."""
+    rng = np.random.default_rng(0)
+    n, m, dim = (16_384, 1024, 24) if variant.name != "strict" else (16_384, 1024, 4)
+    bank = unit_rows(rng, n, dim)
+    if kind == "hierarchical":
+        top, sub = unit_rows(rng, 8, dim), unit_rows(rng, 256, dim)
+        chosen = rng.integers(256, size=n)
+        bank = top[chosen % 8] + 0.6 * sub[chosen] + 0.3 * bank
+        bank /= np.linalg.norm(bank, axis=1, keepdims=True)
+    assert tiles.pay(n, m)
+    bank = bank.astype(np.float32)
+    _, inertia, *_ = run(variant, bank, n_clusters=m, seed=0)
+    with mock.patch.object(tiles, "pay", return_value=False):
+        _, full, *_ = run(variant, bank, n_clusters=m, seed=0, tolerance=0.0)
+    assert inertia[0] <= 1.005 * full[0]
+
+
+@every_variant
+@given(seed=seeds)
+def test_a_clustering_goes_on_from_its_own_labels(variant, seed):
+    """It is no worse than where it started, and stays at a fixed point."""
+    there = variant.asarray(grouped(seed, 40))
+    options = {"n_clusters": 6, "n_clusterings": 2, "seed": 0, "tolerance": 0.0}
+    early = la_core.cluster(there, n_iter=1, **options)
+    late = la_core.cluster(there, n_iter=100, start=early.labels, **options)
+    again = la_core.cluster(there, n_iter=100, start=late.labels, **options)
+    assert np.all(variant.to_host(late.inertia) <= variant.to_host(early.inertia) * (1 + 1e-12))
+    assert_same(variant.to_host(again.labels), variant.to_host(late.labels))
+    assert_close(variant.to_host(again.inertia), variant.to_host(late.inertia), 1e-12)
+
+
+@every_variant
+@pytest.mark.parametrize(
+    ("start", "error", "words"),
+    [
+        (np.zeros((2, 10), np.int32), ShapeError, ("start", "3 rows")),
+        (np.full((3, 10), 4), RangeError, ("start", "0 to 3")),
+        (np.full((3, 10), -1), RangeError, ("start", "0 to 3")),
+        (np.zeros((3, 9), np.int32), ShapeError, ("10",)),
+    ],
+)
+def test_labels_that_cannot_start_a_clustering(variant, start, error, words):
+    bank = variant.asarray(unit_rows(np.random.default_rng(0), 10, 3))
+    with pytest.raises(error) as told:
+        la_core.cluster(bank, n_clusters=4, n_clusterings=3, seed=0, start=variant.asarray(start))
+    assert all(word in str(told.value) for word in words)
