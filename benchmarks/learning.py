@@ -39,7 +39,7 @@ from la_core.presets import small
 HERE = Path(__file__).parent
 RESULTS, TABLE, PICTURE = HERE / "learning.json", HERE / "learning.txt", HERE.parent / "docs" / "ablation.png"
 WIDTH, DIM = 16, 64
-PASSES = 60
+PASSES = 120
 """Of each training image through the encoder, in one run."""
 SEEDS = 3
 K, TEMPERATURE = 20, 0.07
@@ -55,6 +55,8 @@ class Method:
     """A loss of ``rivals.py`` with its settings, in place of ``la_core.train``."""
     head: Mapping[str, Any] = field(default_factory=lambda: {"dim": DIM})
     """Of the network, whose other parts are the same for all."""
+    raw: bool = False
+    """No encoder: the pixels themselves."""
 
 
 def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
@@ -65,7 +67,7 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
     two = replace(plain, epochs=passes // 2, warmup_epochs=0, views=2, batch_size=ours.batch_size)
     warm_up = passes // 2 * ours.warmup_epochs // ours.epochs
     return {
-        "raw pixels": Method(),
+        "raw pixels": Method(raw=True),
         "untrained": Method(),
         "Instance Discrimination": Method(one),
         "the same, standardised": Method(one, head={"dim": DIM, "standardise": True}),
@@ -80,7 +82,7 @@ def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Settings]]:
     """The small preset with one setting changed: by setting, then by value."""
     base = methods(n, passes)["Local Aggregation, small"].settings
     assert base is not None
-    every = {"n_clusterings": (1, 3, 5, 10), "n_clusters": (n // 100, n // 50, n // 25, n // 12),
+    every = {"n_clusterings": (1, 5, 10), "n_clusters": (n // 100, n // 25, n // 8),
              "n_background": (n // 20, n // 5, n), "recluster_every": (1, 3, 15)}  # fmt: skip
     changed = {name: {str(v): replace(base, **{name: v}) for v in values} for name, values in every.items()}
     one = replace(
@@ -112,12 +114,12 @@ def accuracy(images: Set, train: np.ndarray, test: np.ndarray) -> float:
     return float((predicted == images.test.classes).mean())
 
 
-def run(name: str, method: Method, seed: int, *, raw: bool = False, validation: bool = False) -> dict[str, Any]:
+def run(name: str, method: Method, seed: int, *, validation: bool = False) -> dict[str, Any]:
     """Accuracy of the embedding and of the layer before it."""
     torch.set_num_threads(1)
     images = pictures(name, validation)
     began = time.perf_counter()
-    if raw:
+    if method.raw:
         views = (load(part, range(len(part)), images.view) for part in (images.train, images.test))
         return {"embedding": accuracy(images, *views), "before": None, "seconds": 0.0}
     module = initialise(SmallCNN(images.channels, width=WIDTH, **method.head), seed)
@@ -151,42 +153,42 @@ class Job:
 
     @property
     def key(self) -> dict[str, Any]:
-        """All that its result depends on, save the code."""
-        facts = {"set": self.set, "label": self.label, "seed": self.seed, **asdict(self.method)}
+        """All that its result depends on, save the code; not what it is called here."""
+        facts = {"set": self.set, "seed": self.seed, **asdict(self.method)}
         plain: dict[str, Any] = json.loads(json.dumps(facts))
         return plain
 
     def __call__(self) -> dict[str, Any]:
         """Its result."""
-        return run(self.set, self.method, self.seed, raw=self.label == "raw pixels", validation=self.validation)
+        return run(self.set, self.method, self.seed, validation=self.validation)
 
 
 def carry_out(
     jobs: Iterable[Job], processes: int, kept: list[dict[str, Any]], path: Path | None
 ) -> list[dict[str, Any]]:
-    """The results of all jobs, in their order; written to ``path`` as they come."""
+    """The results of all jobs, in their order, each with its set and label; written to ``path`` as they come."""
     jobs = list(jobs)
     known = {json.dumps(record["job"]): record for record in kept}
-    todo = [job for job in jobs if json.dumps(job.key) not in known]
+    todo = {json.dumps(job.key): job for job in jobs if json.dumps(job.key) not in known}
     print(f"{len(jobs)} runs, {len(todo)} of them to be made", flush=True)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        for future in as_completed(futures := {pool.submit(job): job for job in todo}):
+        for future in as_completed(futures := {pool.submit(job): job for job in todo.values()}):
             job, result = futures[future], future.result()
-            known[json.dumps(job.key)] = {"job": job.key, **result}
+            known[json.dumps(job.key)] = {"job": job.key, "label": job.label, **result}
             before = "" if result["before"] is None else f" ({result['before']:.1%})"
             print(f"{job.set}, {job.label}, seed {job.seed}: {result['embedding']:.1%}{before}", flush=True)
             if path:
                 path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
-    return [known[json.dumps(job.key)] for job in jobs]
+    return [known[json.dumps(job.key)] | {"set": job.set, "label": job.label} for job in jobs]
 
 
 def table(results: list[dict[str, Any]]) -> str:
     """Mean and range over the seeds, in points, for the embedding and for the layer before it."""
-    sets = list(dict.fromkeys(r["job"]["set"] for r in results))
-    labels = list(dict.fromkeys(r["job"]["label"] for r in results))
+    sets = list(dict.fromkeys(r["set"] for r in results))
+    labels = list(dict.fromkeys(r["label"] for r in results))
 
     def cell(name: str, label: str, which: str) -> str:
-        found = [100 * r[which] for r in results if r["job"]["set"] == name and r["job"]["label"] == label
+        found = [100 * r[which] for r in results if r["set"] == name and r["label"] == label
                  if r[which] is not None]  # fmt: skip
         if not found:
             return "-"
@@ -207,10 +209,10 @@ def draw(results: list[dict[str, Any]], names: Iterable[str], base: float, path:
     names = list(names)
     figure = Figure(figsize=(3 * len(names), 3), layout="constrained")
     for axis, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
-        found = [r for r in results if r["job"]["label"].startswith(f"{name} = ")]
-        values = list(dict.fromkeys(r["job"]["label"].rpartition(" ")[2] for r in found))
+        found = [r for r in results if r["label"].startswith(f"{name} = ")]
+        values = list(dict.fromkeys(r["label"].rpartition(" ")[2] for r in found))
         for which, colour in (("embedding", "#2b6cb0"), ("before", "#2a9d5c")):
-            scores = [[100 * r[which] for r in found if r["job"]["label"] == f"{name} = {v}"] for v in values]
+            scores = [[100 * r[which] for r in found if r["label"] == f"{name} = {v}"] for v in values]
             axis.plot(
                 values,
                 [mean(s) for s in scores],
@@ -262,7 +264,7 @@ def main() -> None:
     print(f"{sum(r['seconds'] for r in found) / 60:.0f} minutes of one core in all; "
           f"this command took {(time.perf_counter() - began) / 60:.0f} minutes\n")  # fmt: skip
     if options.ablation:
-        base = mean(r["embedding"] for r in found if r["job"]["label"] == "Instance Discrimination")
+        base = mean(r["embedding"] for r in found if r["label"] == "Instance Discrimination")
         if keep:
             draw(found, ablations(n, passes), base, picture)
             print(f"drawn: {picture}")

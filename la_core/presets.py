@@ -65,7 +65,7 @@ def small(n: int) -> Settings:
     """
     return Settings(
         epochs=80,
-        warmup_epochs=40,
+        warmup_epochs=56,
         batch_size=64,
         views=2,
         optimizer="adam",
