@@ -9,24 +9,12 @@ from typing import Any
 import numpy as np
 
 from la_core import kernels
-from la_core.backends.scan import pays, scan
-from la_core.errors import BackendError, NotFiniteError
+from la_core.backends.scan import pays, scan, top_k
+from la_core.errors import BackendError
 from la_core.kernels import Array
 
 
-@kernels.top_k.override("numpy")
-def top_k(x: Array, k: int) -> tuple[Array, Array]:
-    """Select the k-th largest value, then keep what reaches it: faster than a selection of indices."""
-    n = x.shape[1]
-    threshold = np.partition(x, n - k, axis=1)[:, n - k, None]
-    reach = x >= threshold
-    surplus = np.count_nonzero(reach, axis=1) - k
-    if surplus.min() < 0:  # NaN ranks highest, and nothing reaches it
-        raise NotFiniteError("the bank must be finite; a score against it is NaN")
-    for i in np.flatnonzero(surplus):  # more equals at the k-th place than places: the last ones go
-        reach[i, np.flatnonzero(x[i] == threshold[i])[-surplus[i] :]] = False
-    columns = np.flatnonzero(reach).reshape(-1, k) % n
-    return np.take_along_axis(x, columns, axis=1), columns
+kernels.top_k.override("numpy")(top_k)
 
 
 @kernels.nearest.override("numpy")

@@ -1,8 +1,8 @@
 """Exact background search on a CPU in one pass over the bank: what NumPy and PyTorch share.
 
 The reference selects k from every block and merges. Here a query has a *threshold*, and of a block's scores only those
-above it are looked at again: 2 in 1 000, where a selection would move every one. The threshold starts as a guess, the
-score of a certain rank in every 64th row, low enough that some 2 k rows pass it.
+above it are looked at again: few in a thousand, where a selection would move every one. The threshold starts as a
+guess, the score of a certain rank in a sample of the rows, low enough that more than k rows pass it, most likely.
 
 Why the answer is exact. A row is refused for one of two reasons. By the guess: then at least k rows that scored higher
 must be among the candidates at the end, or else the query is searched again by the reference. By a threshold that was
@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from la_core import kernels
+from la_core.errors import NotFiniteError
 from la_core.kernels import BUDGET
 
 Pair: TypeAlias = tuple[np.ndarray, np.ndarray]
@@ -26,8 +27,8 @@ Products: TypeAlias = Callable[[slice, slice, np.ndarray], object]
 Search: TypeAlias = Callable[[np.ndarray], Pair]
 """The reference, for some queries."""
 
-STRIDE = 64
-"""Of the sample that the first threshold is taken from."""
+SAMPLE, STRIDES = 16_384, (8, 64)
+"""Rows of the sample that the first threshold is taken from, and limits of the stride that this gives."""
 LEAST, SHARE = 16_384, 8
 """Rows of a bank, and how many times as many as are wanted, from which on a scan is faster than the reference."""
 QUERIES = 256
@@ -52,7 +53,7 @@ def scan(
         return k + max(k, rows)
 
     def per_query(rows: int) -> int:
-        return width(rows) * (size + 8) + max(rows, -(-n // STRIDE)) * (size + 1) + 2 * k * (3 * size + 8)
+        return width(rows) * (size + 8) + max(rows, -(-n // _stride(n))) * (size + 1) + 2 * k * (3 * size + 8)
 
     rows = max(ROWS, SCORES // together)
     while rows > ROWS and per_query(rows) * together > budget:
@@ -68,12 +69,31 @@ def scan(
     return values, indices
 
 
+def top_k(x: np.ndarray, k: int) -> Pair:
+    """Select the k-th largest value, then keep what reaches it: faster than a selection of indices."""
+    n = x.shape[1]
+    threshold = np.partition(x, n - k, axis=1)[:, n - k, None]
+    reach = x >= threshold
+    surplus = np.count_nonzero(reach, axis=1) - k
+    if surplus.min() < 0:  # NaN ranks highest, and nothing reaches it
+        raise NotFiniteError("the bank must be finite; a score against it is NaN")
+    for i in np.flatnonzero(surplus):  # more equals at the k-th place than places: the last ones go
+        reach[i, np.flatnonzero(x[i] == threshold[i])[-surplus[i] :]] = False
+    flat = np.flatnonzero(reach).reshape(-1, k)
+    return np.take(x, flat), flat % n
+
+
+def _stride(n: int) -> int:
+    return max(STRIDES[0], min(STRIDES[1], n // SAMPLE))
+
+
 def _guess(products: Products, queries: slice, n: int, k: int, dtype: Any) -> np.ndarray:
     """Just below the score of a rank in the sample that exceeds the expected number of the k best by six sigma."""
-    sampled = -(-n // STRIDE)
-    rank = min(sampled, int(np.ceil(k / STRIDE + 6 * np.sqrt(k / STRIDE))))
+    stride = _stride(n)
+    sampled = -(-n // stride)
+    rank = min(sampled, int(np.ceil(k / stride + 6 * np.sqrt(k / stride))))
     sample = np.empty((queries.stop - queries.start, sampled), dtype)
-    products(queries, slice(0, n, STRIDE), sample)
+    products(queries, slice(0, n, stride), sample)
     sample.partition(sampled - rank, axis=1)
     below: np.ndarray = np.nextafter(sample[:, sampled - rank], -np.inf, dtype=dtype)
     return below
@@ -98,8 +118,8 @@ class _Table:
 
     def __init__(self, n_queries: int, width: int, k: int, dtype: Any) -> None:
         self.k = k
-        self.values = np.full((n_queries, width), -np.inf, dtype)
-        self.indices = np.zeros((n_queries, width), np.int64)
+        self.values = np.empty((n_queries, width), dtype)
+        self.indices = np.empty((n_queries, width), np.int64)
         self.filled = np.zeros(n_queries, np.int64)
         self.threshold = np.full((n_queries, 1), -np.inf, dtype)
 
@@ -108,26 +128,29 @@ class _Table:
         np.less_equal(block, self.threshold, out=passed)
         np.logical_not(passed, out=passed)  # so that NaN passes
         flat = np.flatnonzero(passed)  # by query, then by row
-        query, column = np.divmod(flat, block.shape[1])
-        counts = np.bincount(query, minlength=len(self.filled))
+        n_queries, size = block.shape
+        bounds = np.searchsorted(flat, size * np.arange(n_queries + 1))
+        counts = np.diff(bounds)
         if (self.filled + counts).max() > self.values.shape[1]:
             return False
-        place = np.arange(len(flat)) + np.repeat(self.filled - np.cumsum(counts) + counts, counts)
-        self.values[query, place] = block.reshape(-1)[flat]
-        self.indices[query, place] = column + first
+        query = np.arange(n_queries)
+        into = np.arange(flat.size) + np.repeat(query * self.values.shape[1] + self.filled - bounds[:-1], counts)
+        self.values.reshape(-1)[into] = np.take(block, flat)
+        self.indices.reshape(-1)[into] = flat + np.repeat(first - query * size, counts)
         self.filled += counts
         return True
 
     def best(self) -> Pair:
         """The k best of every query; rubbish where there are fewer."""
         width = max(self.k, int(self.filled.max()))
-        values, columns = kernels.top_k(self.values[:, :width], self.k)
-        return values, np.take_along_axis(self.indices, columns, axis=1)
+        values = self.values[:, :width].copy()
+        values[np.arange(width) >= self.filled[:, None]] = -np.inf
+        best, columns = top_k(values, self.k)
+        query = np.arange(len(columns))[:, None]
+        return best, np.take(self.indices, columns + query * self.indices.shape[1])
 
     def tighten(self) -> None:
         """Keep the k best of every query, the least of which is its new threshold."""
-        values, indices = self.best()
-        self.values[:, self.k :] = -np.inf
-        self.values[:, : self.k], self.indices[:, : self.k] = values, indices
+        self.values[:, : self.k], self.indices[:, : self.k] = values, _ = self.best()
         np.minimum(self.filled, self.k, out=self.filled)
         np.maximum(self.threshold, values.min(axis=1, keepdims=True), out=self.threshold)

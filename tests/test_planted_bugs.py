@@ -121,7 +121,7 @@ BUGS = (
     Bug("index off by one between blocks", kernels.nearest.reference, "columns + rows.start", "columns + rows.start - int(rows.start > 0)", exact_search),
     Bug("last block forgotten", kernels.nearest.reference, "blocks(bank.shape[0], ", "blocks(max(k, bank.shape[0] - 1), ", exact_search),
     Bug("a guess that was too high is believed", scan.scan, "table.filled < k", "table.filled < 0", test_scan.law_a_guess_is_verified),
-    Bug("scanned rows counted from the block's first", scan._Table.add, "column + first", "column", scanned),
+    Bug("scanned rows counted from the block's first", scan._Table.add, "first - query * size", "-query * size", scanned),
     Bug("a full table raises the threshold too far", scan._Table.tighten, "values.min(", "values.max(", scanned),
     Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
     Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares, (NUMPY,)),

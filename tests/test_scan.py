@@ -22,7 +22,7 @@ HOSTS = pytest.mark.parametrize("variant", [NUMPY, TORCH], ids=str)
 
 
 @contextmanager
-def small(stride=3, rows=3):
+def small():
     """Every search is a scan, in blocks of a few rows. Tells how often a table was full and a guess was too high."""
     seen = {"full": 0, "reference": 0}
     tighten, reference = scan._Table.tighten, kernels.nearest.reference
@@ -35,7 +35,7 @@ def small(stride=3, rows=3):
         return run
 
     with (
-        mock.patch.multiple(scan, LEAST=0, SHARE=1, STRIDE=stride, SCORES=1, ROWS=rows),
+        mock.patch.multiple(scan, LEAST=0, SHARE=1, STRIDES=(3, 3), SCORES=1, ROWS=3),
         mock.patch.object(scan._Table, "tighten", counting("full", tighten)),
         mock.patch.object(kernels.nearest, "reference", counting("reference", reference)),
     ):
