@@ -13,7 +13,6 @@ from la_core.backends.scan import pays, scan, top_k
 from la_core.errors import BackendError
 from la_core.kernels import Array
 
-
 kernels.top_k.override("numpy")(top_k)
 
 
