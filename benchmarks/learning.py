@@ -1,7 +1,7 @@
 """What Local Aggregation learns on three sets of real images, beside what people would pick instead.
 
     python benchmarks/learning.py              every method on every set, three seeds: the table
-    python benchmarks/learning.py --ablation   one setting changed at a time, on the digits, at half the passes: the picture
+    python benchmarks/learning.py --ablation   one setting at a time, on the digits, at half the passes: the picture
     python benchmarks/learning.py --validation one seed on validation splits, which settings are chosen by; not kept
     python benchmarks/learning.py --quick      the table in little time: few passes, one seed, nothing kept
 
