@@ -22,6 +22,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from la_core import check, kernels
+from la_core import lists as among
 from la_core.bank import State, inverse_norm, unit, update
 from la_core.errors import InputError, ShapeError
 from la_core.kernels import BUDGET, Array
@@ -175,10 +176,14 @@ def local_aggregation_terms(
     temperature: float,
     combine: str = "union",
     budget: int = BUDGET,
+    lists: among.Lists | None = None,
+    probes: int = 1,
 ) -> Terms:
     """Loss, cotangent and the number of close neighbours of each row, in one evaluation.
 
-    Arguments and errors are those of :func:`local_aggregation`.
+    Arguments and errors are those of :func:`local_aggregation`. With ``lists`` the background is sought in the
+    ``probes`` nearest of each clustering only (:mod:`la_core.lists`), and has fewer than ``n_background`` rows where
+    these hold fewer.
     """
     labels = _door(z, state, indices, n_background, temperature, combine, budget)
     n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
@@ -186,12 +191,21 @@ def local_aggregation_terms(
     bank = state.bank
     u = xp.astype(z, bank.dtype, copy=False)
     v = unit(u)
-    scores, neighbours = kernels.nearest(v, bank, n_background, budget)
-    mask = close_mask(labels, indices, neighbours, combine)
-    loss, weights = _ratio(scores / temperature, mask)
+    if lists is None:
+        scores, neighbours = kernels.nearest(v, bank, n_background, budget)
+        s, mask = scores / temperature, close_mask(labels, indices, neighbours, combine)
+    else:
+        scores, neighbours, valid = among.nearest(v, bank, lists, n_background, probes, budget)
+        s = xp.where(valid, scores / temperature, xp.full_like(scores, _NOTHING))
+        mask = close_mask(labels, indices, neighbours, combine) & valid
+    loss, weights = _ratio(s, mask)
     pull = kernels.weighted_rows(weights / (temperature * z.shape[0]), bank, neighbours)
     n_close = xp.sum(xp.astype(mask, xp.int32), axis=1, dtype=xp.int32)
     return Terms(loss, xp.astype(_through_unit(pull, u, v), z.dtype, copy=False), n_close)
+
+
+_NOTHING = -1e30
+"""A score whose mass is 0, and which is finite."""
 
 
 def _ratio(s: Array, mask: Array) -> tuple[Array, Array]:

@@ -65,6 +65,11 @@ class Settings:
 
     n_background: int | None = None
     """k. By default 4096, for fewer than 262 144 samples one in 64, though at least 64."""
+    search: str = "exact"
+    """``"exact"``, or ``"lists"``: the background is sought in the clusters near an embedding only. Faster where N is
+    large; what it misses is in the metrics as ``recall``."""
+    probes: int | None = None
+    """Lists that are read in each clustering. By default so many that they hold four times ``n_background`` rows."""
     n_clusters: int | tuple[int, ...] | None = None
     """m, or one for each clustering. By default one cluster for each 40 samples."""
     n_clusterings: int = 3
@@ -137,6 +142,10 @@ class Settings:
             warmup_temperature=self.temperature if self.warmup_temperature is None else self.warmup_temperature,
         )
         sizes = chosen.n_clusters if isinstance(chosen.n_clusters, tuple) else (chosen.n_clusters,)
+        if chosen.probes is None:
+            most = max(m for m in sizes if m is not None)
+            wanted = math.ceil(4 * (chosen.n_background or 1) * most / (n * chosen.n_clusterings))
+            chosen = replace(chosen, probes=min(wanted, most))
         for name, value in (
             ("n_background", chosen.n_background),
             ("knn_k", chosen.knn_k),
@@ -178,7 +187,7 @@ class Settings:
         return "\n".join(f"  {field.name:<{width}}  {getattr(self, field.name)}" for field in fields(self))
 
 
-_AUTOMATIC = ("n_background", "n_clusters", "knn_k", "warmup_temperature", "warmup_batch_size")
+_AUTOMATIC = ("n_background", "n_clusters", "probes", "knn_k", "warmup_temperature", "warmup_batch_size")
 _COUNTS = {
     "seed": 0,
     "epochs": 1,
@@ -189,6 +198,7 @@ _COUNTS = {
     "n_noise": 1,
     "n_background": 1,
     "n_clusters": 1,
+    "probes": 1,
     "n_clusterings": 1,
     "n_iter": 1,
     "recluster_every": 1,
@@ -214,6 +224,7 @@ _WORDS = {
     "bank_start": ("encoder", "random"),
     "warmup": ("exact", "nce", "batch"),
     "combine": COMBINATIONS,
+    "search": ("exact", "lists"),
     "cluster_start": ("random", "last"),
     "recluster_unit": ("epochs", "steps"),
 }

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from la_core import check, evaluate
+from la_core import check, evaluate, lists
 from la_core.bank import State, random_rows, unit, update
 from la_core.clusters import cluster
 from la_core.data import Samples, Workers, batches, load, samples
@@ -31,6 +31,9 @@ from la_core.randomness import derived_seed, generator
 from la_core.run import AGGREGATION, WARM_UP, Callback, Run
 from la_core.settings import Settings
 from la_core.views import View, default_view
+
+RECALLED = 32
+"""Rows of the bank that the recall of lists is measured on."""
 
 Step: TypeAlias = Callable[..., tuple[Terms, State]]
 
@@ -120,6 +123,8 @@ class _Trainer:
         self.run, self.folder, self.callbacks, self.given_labels = run, folder, callbacks, given_labels
         self.seconds: dict[str, float] = {}
         self.inertia: list[float] = []
+        self.lists: lists.Lists | None = None
+        self.recall: list[float] = []
         self.health = Health()
         self._compile()
 
@@ -147,7 +152,7 @@ class _Trainer:
 
     def _epoch(self) -> None:
         run, settings = self.run, self.run.settings
-        self.seconds, self.inertia = {}, []
+        self.seconds, self.inertia, self.recall = {}, [], []
         began = time.perf_counter()
         order = batches(len(run.data), settings.batch(run.epoch), seed=settings.seed, epoch=run.epoch)
         losses, close = [], []
@@ -177,6 +182,8 @@ class _Trainer:
             record |= {"without_close": float((sizes == 0).mean()), "mean_close": float(sizes.mean())}
         if self.inertia:
             record["inertia"] = self.inertia
+        if self.recall:
+            record["recall"] = self.recall[-1]
         if settings.knn_every and (run.epoch + 1) % settings.knn_every == 0:
             record |= self._measure()
         if settings.health_every and (run.epoch + 1) % settings.health_every == 0:
@@ -222,7 +229,7 @@ class _Trainer:
         """The loss of the phase, and the state as it was."""
         run, settings = self.run, self.run.settings
         if run.phase == AGGREGATION:
-            return self._aggregate(z, state, rows)
+            return self._aggregate(z, state, rows, self.lists)
         if settings.warmup != "nce":
             return self._discriminate(z, state, rows)
         draw = generator(settings.seed, "noise", run.step)
@@ -238,14 +245,17 @@ class _Trainer:
                 return fresh_rows(objective, z, state, rows)
             return objective(z, state, rows), state
 
-        def aggregate(z: Array, state: State, rows: Array) -> tuple[Terms, State]:
-            assert settings.n_background is not None  # resolved
+        def aggregate(z: Array, state: State, rows: Array, among: lists.Lists | None) -> tuple[Terms, State]:
+            assert settings.n_background is not None  # resolved, as below
+            assert settings.probes is not None
             objective = partial(
                 local_aggregation_terms,
                 n_background=settings.n_background,
                 temperature=settings.temperature,
                 combine=settings.combine,
                 budget=settings.budget,
+                lists=among,
+                probes=settings.probes,
             )
             return over_views(objective, z, state, rows)
 
@@ -287,22 +297,37 @@ class _Trainer:
 
     def _cluster(self) -> None:
         run, settings = self.run, self.run.settings
+        assert settings.n_clusters is not None  # resolved
         if self.given_labels is not None:
             run.state = run.state._replace(labels=self.given_labels)
-            return
-        assert settings.n_clusters is not None  # resolved
-        with self._clock("cluster"):
-            result = cluster(
-                run.state.bank,
-                n_clusters=settings.n_clusters,
-                n_clusterings=settings.n_clusterings,
-                seed=derived_seed(settings.seed, "round", run.step),
-                n_iter=settings.n_iter,
-                tolerance=settings.tolerance,
-                start=run.state.labels if settings.cluster_start == "last" else None,
-            )
-        run.state = run.state._replace(labels=result.labels)
-        self.inertia = self._host(result.inertia).tolist()
+        else:
+            with self._clock("cluster"):
+                result = cluster(
+                    run.state.bank,
+                    n_clusters=settings.n_clusters,
+                    n_clusterings=settings.n_clusterings,
+                    seed=derived_seed(settings.seed, "round", run.step),
+                    n_iter=settings.n_iter,
+                    tolerance=settings.tolerance,
+                    start=run.state.labels if settings.cluster_start == "last" else None,
+                )
+            run.state = run.state._replace(labels=result.labels)
+            self.inertia = self._host(result.inertia).tolist()
+        if settings.search == "lists":
+            with self._clock("lists"):
+                self._list()
+
+    def _list(self) -> None:
+        """The lists of these clusterings, and how much of the backgrounds of some rows of the bank they hold."""
+        run, settings = self.run, self.run.settings
+        assert settings.n_background is not None  # resolved, as below
+        assert settings.probes is not None
+        bank, labels = run.state.bank, run.state.labels
+        xp = array_namespace(bank)
+        self.lists = lists.lists(bank, labels, 1 + int(xp.max(labels)))
+        some = generator(settings.seed, "recall", run.step).integers(len(run.data), size=RECALLED)
+        queries = xp.take(bank, run.backend.asarray(some), axis=0)
+        self.recall.append(lists.recall(queries, bank, self.lists, settings.n_background, settings.probes))
 
     def _measure(self) -> dict[str, Any]:
         """Weighted kNN against the bank: of the test samples, or leave-one-out where there are none."""
