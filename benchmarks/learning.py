@@ -153,8 +153,12 @@ class Job:
 
     @property
     def key(self) -> dict[str, Any]:
-        """All that its result depends on, save the code; not what it is called here."""
+        """All that its result depends on, save the code: of settings those that are not as they are by default."""
         facts = {"set": self.set, "seed": self.seed, **asdict(self.method)}
+        if self.method.settings:
+            usual = asdict(Settings())
+            facts["settings"] = {k: v for k, v in facts["settings"].items() if v != usual[k]}
+        facts |= {"validation": True} if self.validation else {}
         plain: dict[str, Any] = json.loads(json.dumps(facts))
         return plain
 
