@@ -69,9 +69,7 @@ def lists(bank: Array, labels: Array, n_clusters: int) -> Lists:
     ones = xp.ones((n, 1), dtype=bank.dtype, device=device(bank))
     centroids, rows = [], []
     for h in range(labels.shape[0]):
-        cluster = xp.where(
-            labels[h, :] < 0, xp.full_like(labels[h, :], n_clusters), labels[h, :]
-        )
+        cluster = xp.where(labels[h, :] < 0, xp.full_like(labels[h, :], n_clusters), labels[h, :])
         counts = kernels.segment_sum(ones, cluster, n_clusters + 1)
         means = kernels.segment_sum(bank, cluster, n_clusters + 1) / xp.clip(counts, min=1.0)
         size = xp.astype(counts[:n_clusters, :], places.dtype)

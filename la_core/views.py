@@ -147,28 +147,46 @@ class ImageView:
         return (0, 0, width, height)
 
     def _affine(self, rng: np.random.Generator) -> tuple[float, ...]:
-        angle = np.deg2rad(rng.uniform(-self.degrees, self.degrees))
-        shear = np.tan(np.deg2rad(rng.uniform(-self.shear, self.shear)))
-        zoom = np.exp(rng.uniform(np.log(self.scale[0]), np.log(self.scale[1])))
-        shift = rng.uniform(-self.shift, self.shift, 2) * self.size
-        turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-        # Pillow maps output to input, about the corner; this turns about the centre.
-        inverse = np.linalg.inv(zoom * turn @ np.array([[1.0, shear], [0.0, 1.0]]))
-        centre = np.full(2, self.size / 2)
-        offset = centre - inverse @ (centre + shift)
-        return (*inverse[0], offset[0], *inverse[1], offset[1])
+        angle = math.radians(rng.uniform(-self.degrees, self.degrees))
+        shear = math.tan(math.radians(rng.uniform(-self.shear, self.shear)))
+        zoom = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
+        right, down = (self.size * shift for shift in rng.uniform(-self.shift, self.shift, 2).tolist())
+        # Pillow maps output to input, about the corner; this turns about the centre. Rows of the inverse of
+        # zoom * turn * shear:
+        cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
+        a, b, c, d = cos + shear * sin, sin - shear * cos, -sin, cos
+        half = self.size / 2
+        x, y = half + right, half + down
+        return (a, b, half - a * x - b * y, c, d, half - c * x - d * y)
 
     def _jittered(self, image: Any, rng: np.random.Generator) -> Any:
-        from PIL import ImageEnhance
+        from PIL import Image
 
-        enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-        for which in rng.permutation(4):
+        for which in rng.permutation(4).tolist():
             strength = self.jitter[which]
             if not strength or (image.mode != "RGB" and which >= 2):
                 continue
             amount = rng.uniform(-strength, strength)
-            image = _turn_hue(image, amount) if which == 3 else enhancers[which](image).enhance(1 + amount)
+            if which == 3:
+                image = _turn_hue(image, amount)
+            else:
+                image = Image.blend(_without(which, image), image, 1 + amount)
         return image
+
+
+def _without(which: int, image: Any) -> Any:
+    """The image without light (0), without contrast (1), or without colour (2): what a blend moves away from or to.
+
+    What Pillow's ``ImageEnhance`` blends with, whose mean takes a third of the time of a small view.
+    """
+    from PIL import Image
+
+    if which == 0:
+        return Image.new(image.mode, image.size)
+    gray = image.convert("L")
+    if which == 1:
+        gray = Image.new("L", image.size, int(np.asarray(gray).mean() + 0.5))
+    return gray.convert(image.mode)
 
 
 def default_view(sample: np.ndarray) -> View:

@@ -204,3 +204,17 @@ def test_a_torch_data_set():
     some = data.samples(pairs)
     assert some.classes.tolist() == [0, 1, 1]
     np.testing.assert_array_equal(data.load(some, [2, 1], views.FeatureView(), None), rows[[2, 1]].numpy())
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("which", [0, 1, 2])
+def test_jitter_is_pillows_enhancement(mode, which):
+    from PIL import Image, ImageEnhance
+
+    rng = np.random.default_rng(which)
+    for _ in range(20):
+        image = Image.fromarray(rng.integers(0, 256, size=(9, 7, 3), dtype=np.uint8)).convert(mode)
+        factor = rng.uniform(0.3, 1.7)
+        enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
+        ours = Image.blend(views._without(which, image), image, factor)
+        np.testing.assert_array_equal(np.asarray(ours), np.asarray(enhancer(image).enhance(factor)))
