@@ -167,10 +167,7 @@ class ImageView:
             if not strength or (image.mode != "RGB" and which >= 2):
                 continue
             amount = rng.uniform(-strength, strength)
-            if which == 3:
-                image = _turn_hue(image, amount)
-            else:
-                image = Image.blend(_without(which, image), image, 1 + amount)
+            image = _turn_hue(image, amount) if which == 3 else Image.blend(_without(which, image), image, 1 + amount)
         return image
 
 

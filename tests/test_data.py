@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageEnhance
 
 from la_core import data, views
 from la_core.errors import DataError, SettingsError
@@ -209,8 +209,6 @@ def test_a_torch_data_set():
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("which", [0, 1, 2])
 def test_jitter_is_pillows_enhancement(mode, which):
-    from PIL import Image, ImageEnhance
-
     rng = np.random.default_rng(which)
     for _ in range(20):
         image = Image.fromarray(rng.integers(0, 256, size=(9, 7, 3), dtype=np.uint8)).convert(mode)
