@@ -18,6 +18,7 @@ import cupy as cp
 import numpy as np
 
 from la_core import kernels
+from la_core.backends import gpu
 from la_core.errors import BackendError, NotFiniteError
 from la_core.kernels import BUDGET, Array
 
@@ -106,10 +107,35 @@ def put_rows(x: Array, indices: Array, rows: Array) -> Array:
     return x
 
 
+_raw: Any = gpu.load("cupy_kernels")
+
+
+def _fused(x: Array, *shape: int) -> bool:
+    """Whether the kernels in CUDA C, if they are turned on, do without an array of this shape."""
+    return _raw is not None and x.dtype == cp.float32 and gpu.large(*shape)
+
+
 @kernels.assign.override("cupy")
 def assign(x: Array, centroids: Array, budget: int = BUDGET) -> tuple[Array, Array]:
     """The reference, in blocks that fill a GPU and not a core's cache."""
+    if _fused(x, x.shape[0], centroids.shape[0]):
+        labels, squares = _raw.assign(x, centroids)
+        return labels, squares
     return kernels.assign.reference(x, centroids, budget)
+
+
+if _raw is not None:
+
+    @kernels.nearest.override("cupy")
+    def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array, Array]:
+        """One pass over a large bank; the reference otherwise."""
+
+        def plain(queries: Array) -> tuple[Array, Array]:
+            return kernels.nearest.reference(queries, bank, k, budget)
+
+        fits = _fused(z, z.shape[0], bank.shape[0]) and bank.shape[0] >= gpu.SHARE * k
+        scores, indices = _raw.nearest(z, bank, k, plain, budget) if fits else plain(z)
+        return scores, indices
 
 
 @kernels.scores_at.override("cupy")
@@ -124,6 +150,8 @@ def scores_at(z: Array, bank: Array, indices: Array) -> Array:
 @kernels.weighted_rows.override("cupy")
 def weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
     """Batched products with the gathered rows, in blocks that fill a GPU."""
+    if _fused(bank, *weights.shape, bank.shape[1]):
+        return _raw.weighted_rows(weights, bank, indices)
     total = cp.empty((indices.shape[0], bank.shape[1]), dtype=bank.dtype)
     for some, rows in _gathered(bank, indices):
         total[some] = (weights[some, None, :] @ rows)[:, 0, :]

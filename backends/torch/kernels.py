@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from la_core import kernels
+from la_core.backends import gpu
 from la_core.backends.scan import pays, scan
 from la_core.errors import NotFiniteError
 
@@ -32,11 +33,22 @@ def _full_precision(f: Callable[_P, _R]) -> Callable[_P, _R]:
     return run
 
 
+_triton: Any = gpu.load("torch.triton")
+
+
+def _fused(x: Tensor, *shape: int) -> bool:
+    """Whether Triton's kernels, if they are turned on, do without an array of this shape."""
+    return _triton is not None and x.device.type == "cuda" and x.dtype is torch.float32 and gpu.large(*shape)
+
+
 @kernels.assign.override("torch")
 @_full_precision
 def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tuple[Tensor, Tensor]:
     """Product and bias in one call, maximum and its place in another: a block is written once and read once."""
     n, m = x.shape[0], centroids.shape[0]
+    if _fused(x, n, m):
+        labels, squares = _triton.assign(x, centroids)
+        return labels, squares
     size = max(64, (budget if x.device.type == "cpu" else kernels.BUDGET) // (m * kernels.itemsize(x)))
     minus_half, columns = -0.5 * torch.linalg.vecdot(centroids, centroids), centroids.T
     room = x.new_empty((min(n, size), m))
@@ -84,7 +96,12 @@ def put_rows(x: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
 @_full_precision
 def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
     """One fused gather and sum: (B, k, D) is never built."""
-    total: Tensor = functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
+    differentiated = torch.is_grad_enabled() and (weights.requires_grad or bank.requires_grad)
+    total: Tensor
+    if _fused(bank, *weights.shape, bank.shape[1]) and not differentiated:
+        total = _triton.weighted_rows(weights, bank, indices)
+    else:
+        total = functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
     return total
 
 
@@ -95,6 +112,11 @@ def apply(function: Any, *args: Any) -> Any:
 
 def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
     """The reference; on the CPU a scan with a threshold, of a large bank."""
+    if _fused(z, z.shape[0], bank.shape[0]) and bank.shape[0] >= gpu.SHARE * k:
+        scores, indices = _triton.nearest(
+            z, bank, k, lambda queries: kernels.nearest.reference(queries, bank, k, budget), budget
+        )
+        return scores, indices
     if z.device.type != "cpu" or not pays(bank.shape[0], k):
         return kernels.nearest.reference(z, bank, k, budget)
 
