@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 MYPY := ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-quick test lint types tests agreement learning learning-quick wheel clean
+.PHONY: help venv demo demo-quick test lint types tests agreement bench bench-large bench-quick learning learning-quick wheel clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -49,6 +49,18 @@ tests: $(READY)  ## pytest
 
 agreement: $(READY)  ## the table: how far each library is from NumPy, function by function
 	PYTHONPATH=tests $(BIN)/python -m agreement.table
+
+bench: $(READY)  ## how fast search, step and clustering are, beside other libraries (20 minutes; nothing else running)
+	@$(PIP) --group bench
+	PYTHONPATH=benchmarks $(BIN)/python -m speed
+
+bench-large: $(READY)  ## clusterings of the size of ImageNet, once each (an hour)
+	@$(PIP) --group bench
+	PYTHONPATH=benchmarks $(BIN)/python -m speed --large
+
+bench-quick: $(READY)  ## make bench at a fiftieth of the size, to see that it runs
+	@$(PIP) --group bench
+	PYTHONPATH=benchmarks $(BIN)/python -m speed --scale 0.02 --repeats 2
 
 learning: $(READY)  ## what is learnt on three sets of images, beside other methods, and the ablation (an hour)
 	@$(PIP) --group bench
