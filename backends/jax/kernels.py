@@ -9,24 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
 from la_core import kernels
+from la_core.backends import gpu
+from la_core.backends.jax.scan import Pair, dot, pays, ranked, scanned
 from la_core.errors import NotFiniteError
 from la_core.kernels import BUDGET, CACHE, itemsize
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
-Pair: TypeAlias = tuple[Array, Array]
 
 GROUP = 16
 """Most columns of a group in :func:`top_k`."""
-
-_dot: Any = partial(jnp.matmul, precision=lax.Precision.HIGHEST)
 
 
 def _override(kernel: kernels.Kernel[..., Any]) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
@@ -36,6 +35,19 @@ def _override(kernel: kernels.Kernel[..., Any]) -> Callable[[Callable[_P, _R]], 
         return faster
 
     return register
+
+
+_pallas: Any = gpu.load("jax.pallas")
+
+
+def _fused(run: Callable[..., Any], x: Array, *shape: int) -> dict[str, Callable[..., Any]]:
+    """A branch for CUDA, where Pallas's kernels, if they are turned on, do without an array of this shape."""
+    return {"cuda": run} if _pallas and x.dtype == jnp.float32 and gpu.large(*shape) else {}
+
+
+def _on(plain: Callable[..., Any], branches: dict[str, Callable[..., Any]], *args: Array) -> Any:
+    """``plain``, or what a platform has of its own."""
+    return lax.platform_dependent(*args, default=plain, **branches) if branches else plain(*args)
 
 
 def _cache() -> int:
@@ -59,8 +71,7 @@ def _top_k(x: Array, k: int) -> Pair:
     group = GROUP
     while group > 1 and n < 2 * group * max(k, 256):
         group //= 2
-    # -0 equals 0 here, and NaN ranks highest whatever its sign.
-    key = lax.stop_gradient(jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0.0, x)).astype(x.dtype))
+    key = lax.stop_gradient(ranked(x))
     if group == 1:
         columns = jnp.sort(lax.top_k(key, k)[1], axis=-1)
     else:
@@ -90,28 +101,42 @@ def _search(query: Array, bank: Array, k: int, size: int) -> Pair:
     n = bank.shape[0]
 
     def merge(best: Pair, start: Array | int, rows: Array) -> Pair:
-        scores, kept = _top_k(jnp.concatenate([best[0], _dot(rows, query)]), k)
+        scores, kept = _top_k(jnp.concatenate([best[0], dot(rows, query)]), k)
         before = best[1][jnp.minimum(kept, k - 1)]
         return scores, jnp.where(kept < k, before, start + kept - k)
 
     def body(best: Pair, i: Array) -> tuple[Pair, None]:
         return merge(best, i * size, lax.dynamic_slice_in_dim(bank, i * size, size)), None
 
-    best = _top_k(_dot(bank[:size], query), k)
+    best = _top_k(dot(bank[:size], query), k)
     whole = n // size
     if whole > 1:
         best, _ = lax.scan(body, best, jnp.arange(1, whole, dtype=jnp.int32))
     return merge(best, whole * size, bank[whole * size :]) if n % size else best
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _nearest(z: Array, bank: Array, k: int, budget: int) -> Pair:
+def _merged(z: Array, bank: Array, k: int, budget: int) -> Pair:
+    """Every block of the bank against what is best so far: for a small bank, and on accelerators for any."""
     n, dim = bank.shape
     per_score = 4 * itemsize(z)  # as they come, beside the best so far, ranked, and what a selection makes of them
     least = min(n, max(4 * k, 1024))
     queries = max(1, min(z.shape[0], budget // (per_score * least)))
     size = min(n, max(least, budget // (per_score * queries + dim * itemsize(bank))))
-    scores, indices = lax.map(lambda query: _search(query, bank, k, size), z, batch_size=queries)
+    found: Pair = lax.map(lambda query: _search(query, bank, k, size), z, batch_size=queries)
+    return found
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _nearest(z: Array, bank: Array, k: int, budget: int) -> Pair:
+    n, merged = bank.shape[0], partial(_merged, k=k, budget=budget)
+    branches: dict[str, Callable[..., Any]] = {"cpu": partial(scanned, k=k, budget=budget)} if pays(n, k) else {}
+    if n >= gpu.SHARE * k:
+
+        def fused(z: Array, bank: Array) -> Any:
+            return _pallas.nearest(z, bank, k, lambda queries: merged(queries, bank), budget)
+
+        branches |= _fused(fused, z, z.shape[0], n)
+    scores, indices = _on(merged, branches, z, bank)
     return scores, indices.astype(int)
 
 
@@ -130,7 +155,7 @@ _nearest_compiled = jax.jit(_nearest, static_argnums=(2, 3))
 
 @_override(kernels.nearest)
 def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> Pair:
-    """One loop over the bank for the whole batch; the derivative in ``z`` is a weighted sum of the rows found."""
+    """Loops over the bank for the whole batch; the derivative in ``z`` is a weighted sum of the rows found."""
     scores, indices = _nearest_compiled(z, bank, k, budget)
     return _without_nan(scores), indices
 
@@ -161,18 +186,28 @@ def assign(x: Array, centroids: Array, budget: int | None = None) -> Pair:
 
 @partial(jax.jit, static_argnums=2)
 def _assign(x: Array, centroids: Array, budget: int) -> Pair:
-    half = 0.5 * jnp.sum(centroids * centroids, axis=1)
-    columns = jnp.arange(centroids.shape[0])
+    fused = _fused(lambda *args: _pallas.assign(*args), x, x.shape[0], centroids.shape[0])
+    found: Pair = _on(partial(_assign_plain, budget=budget), fused, x, centroids)
+    return found
 
-    def one(row: Array) -> Pair:
-        score = _dot(centroids, row) - half
-        peak = jnp.max(score)
-        label = jnp.min(jnp.where(score == peak, columns, columns[-1]))  # an argmax that vectorises
-        return label, jnp.dot(row, row, precision=lax.Precision.HIGHEST) - 2.0 * peak
 
-    size = max(64, budget // (centroids.shape[0] * itemsize(x)))
-    labels, squares = lax.map(one, x, batch_size=min(size, x.shape[0]))
-    return labels, jnp.clip(squares, min=0.0)
+def _assign_plain(x: Array, centroids: Array, budget: int) -> Pair:
+    half = 0.5 * jnp.sum(centroids * centroids, axis=1, keepdims=True)
+    labels = jnp.arange(centroids.shape[0])[:, None]
+    n = x.shape[0]
+    size = min(n, max(64, budget // (centroids.shape[0] * itemsize(x))))
+
+    def some(start: Array) -> Pair:
+        rows = lax.dynamic_slice_in_dim(x, start, size)
+        score = dot(centroids, rows.T) - half
+        peak = jnp.max(score, axis=0)
+        label = jnp.min(jnp.where(score == peak, labels, labels[-1]), axis=0)  # an argmax that vectorises
+        return label, jnp.sum(rows * rows, axis=1) - 2.0 * peak
+
+    found = lax.map(some, jnp.minimum(jnp.arange(0, n, size), n - size))  # the last rows overlap those before
+    seen = -n % size
+    label, square = (jnp.concatenate([part[:-1].reshape(-1), part[-1, seen:]]) for part in found)
+    return label, jnp.clip(square, min=0.0)
 
 
 def _some(bank: Array, indices: Array) -> int:
@@ -183,14 +218,18 @@ def _some(bank: Array, indices: Array) -> int:
 @jax.custom_vjp
 def _scores_at(z: Array, bank: Array, indices: Array) -> Array:
     rows = _some(bank, indices)
-    scores: Array = lax.map(lambda each: _dot(bank[each[1]], each[0]), (z, indices), batch_size=rows)
+    scores: Array = lax.map(lambda each: dot(bank[each[1]], each[0]), (z, indices), batch_size=rows)
     return scores
 
 
 @jax.custom_vjp
 def _weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
-    rows = _some(bank, indices)
-    total: Array = lax.map(lambda each: _dot(each[0], bank[each[1]]), (weights, indices), batch_size=rows)
+    def plain(weights: Array, bank: Array, indices: Array) -> Any:
+        rows = _some(bank, indices)
+        return lax.map(lambda each: dot(each[0], bank[each[1]]), (weights, indices), batch_size=rows)
+
+    fused = _fused(lambda *args: _pallas.weighted_rows(*args), bank, *weights.shape, bank.shape[1])
+    total: Array = _on(plain, fused, weights, bank, indices)
     return total
 
 
@@ -211,11 +250,11 @@ def _softmax_mean_plain(z: Array, bank: Array, temperature: Array, size: int) ->
 
     def add(carry: tuple[Array, Array, Array], block: Array) -> tuple[Array, Array, Array]:
         peak, total, mean = carry
-        score = _dot(z, block.T) / temperature
+        score = dot(z, block.T) / temperature
         higher = jnp.maximum(peak, lax.stop_gradient(jnp.max(score, axis=1, keepdims=True)))
         weight, kept = jnp.exp(score - higher), jnp.exp(peak - higher)
         total = kept * total + jnp.sum(weight, axis=1, keepdims=True)
-        return higher, total, kept * mean + _dot(weight, block)
+        return higher, total, kept * mean + dot(weight, block)
 
     def body(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], None]:
         return add(carry, lax.dynamic_slice_in_dim(bank, i * size, size)), None
