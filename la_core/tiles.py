@@ -24,7 +24,7 @@ ROWS = 128
 """Of a tile."""
 NEAR, WIDER = 128, 4
 """Centroids that a tile is compared with, and how many times as many for the rows that are not sure of those."""
-MOSTLY = 0.5
+MOSTLY = 0.15
 """Share of the rows that must be sure of what their tile found, or else tiles are no use."""
 SLACK = 32
 """Units of rounding by which the square of a distance may be off."""
