@@ -191,13 +191,14 @@ def local_aggregation_terms(
     bank = state.bank
     u = xp.astype(z, bank.dtype, copy=False)
     v = unit(u)
+    valid = None
     if lists is None:
         scores, neighbours = kernels.nearest(v, bank, n_background, budget)
-        s, mask = scores / temperature, close_mask(labels, indices, neighbours, combine)
     else:
         scores, neighbours, valid = among.nearest(v, bank, lists, n_background, probes, budget)
-        s = xp.where(valid, scores / temperature, xp.full_like(scores, _NOTHING))
-        mask = close_mask(labels, indices, neighbours, combine) & valid
+    s, mask = scores / temperature, close_mask(labels, indices, neighbours, combine)
+    if valid is not None:
+        s, mask = xp.where(valid, s, xp.full_like(s, _NOTHING)), mask & valid
     loss, weights = _ratio(s, mask)
     pull = kernels.weighted_rows(weights / (temperature * z.shape[0]), bank, neighbours)
     n_close = xp.sum(xp.astype(mask, xp.int32), axis=1, dtype=xp.int32)

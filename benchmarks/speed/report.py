@@ -135,8 +135,8 @@ def draw(kept: Mapping[str, Any], path: Path) -> None:
         if "ratio" in c and not contender.startswith("la_core")
     ]
     curves = [row for row in rows.values() if "vary" in row]
-    figure = Figure(figsize=(12, max(5.0, 0.28 * len(bars) + 1.5)), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
+    figure = Figure(figsize=(12 if curves else 7.2, max(5.0, 0.28 * len(bars) + 1.5)), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(3, 2)) if curves else (figure, figure)
     plain = FuncFormatter(lambda value, _: f"{value:g}")
     if bars:
         axis = left.subplots()
