@@ -29,6 +29,7 @@ from typing import TypeAlias
 from array_api_compat import array_namespace
 
 from la_core import kernels
+from la_core.backends import scan
 from la_core.kernels import Array
 
 Table: TypeAlias = tuple[Array, Array, Array]
@@ -57,14 +58,12 @@ def large(*shape: int) -> bool:
 
 
 def plan(n: int, k: int) -> tuple[int, int, int]:
-    """Stride of the sample, rank of the threshold in it, and capacity of a table.
+    """Stride of the sample and rank of the threshold in it, as on a CPU, and capacity of a table.
 
-    The rank exceeds the expected number of the k best in the sample by six sigma; the capacity exceeds the expected
-    number of rows that reach the threshold by as much.
+    The capacity exceeds the expected number of rows that reach the threshold by six sigma.
     """
-    stride = max(8, min(64, n // 16_384))
-    rank = min(-(-n // stride), math.ceil(k / stride + 6 * math.sqrt(k / stride)))
-    return stride, rank, min(n, stride * math.ceil(rank + 6 * math.sqrt(rank)))
+    rank = scan.rank(n, k)
+    return scan.stride(n), rank, min(n, scan.stride(n) * math.ceil(rank + 6 * math.sqrt(rank)))
 
 
 def guess(z: Array, bank: Array, k: int) -> Array:

@@ -12,6 +12,7 @@ of equal score loses the tie. NaN is refused by no comparison, so it reaches the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -53,7 +54,7 @@ def scan(
         return k + max(k, rows)
 
     def per_query(rows: int) -> int:
-        return width(rows) * (size + 8) + max(rows, -(-n // _stride(n))) * (size + 1) + 2 * k * (3 * size + 8)
+        return width(rows) * (size + 8) + max(rows, -(-n // stride(n))) * (size + 1) + 2 * k * (3 * size + 8)
 
     rows = max(ROWS, SCORES // together)
     while rows > ROWS and per_query(rows) * together > budget:
@@ -83,19 +84,25 @@ def top_k(x: np.ndarray, k: int) -> Pair:
     return np.take(x, flat), flat % n
 
 
-def _stride(n: int) -> int:
+def stride(n: int) -> int:
+    """Of the sample: every so many rows."""
     return max(STRIDES[0], min(STRIDES[1], n // SAMPLE))
 
 
+def rank(n: int, k: int) -> int:
+    """Of the threshold in the sample: the expected number of the k best there, and six sigma."""
+    expected = k / stride(n)
+    return min(-(-n // stride(n)), math.ceil(expected + 6 * math.sqrt(expected)))
+
+
 def _guess(products: Products, queries: slice, n: int, k: int, dtype: Any) -> np.ndarray:
-    """Just below the score of a rank in the sample that exceeds the expected number of the k best by six sigma."""
-    stride = _stride(n)
-    sampled = -(-n // stride)
-    rank = min(sampled, int(np.ceil(k / stride + 6 * np.sqrt(k / stride))))
+    """Just below the score of that rank in the sample."""
+    sampled = -(-n // stride(n))
+    place = sampled - rank(n, k)
     sample = np.empty((queries.stop - queries.start, sampled), dtype)
-    products(queries, slice(0, n, stride), sample)
-    sample.partition(sampled - rank, axis=1)
-    below: np.ndarray = np.nextafter(sample[:, sampled - rank], -np.inf, dtype=dtype)
+    products(queries, slice(0, n, stride(n)), sample)
+    sample.partition(place, axis=1)
+    below: np.ndarray = np.nextafter(sample[:, place], -np.inf, dtype=dtype)
     return below
 
 

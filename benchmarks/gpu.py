@@ -1,4 +1,4 @@
-"""The GPU that is here beside the goals for one H200: every library, without the kernels of its own and with them.
+"""The GPU that is here beside the goals for one H200: every framework, without the kernels of its own and with them.
 
     python benchmarks/gpu.py                    ImageNet's size: N = 1 281 167, D = 128, k = 4096 (minutes)
     python benchmarks/gpu.py --clusterings      and the clusterings of G2 (many minutes more)
@@ -54,7 +54,7 @@ GOALS = {
 
 
 class Library:
-    """A library on its GPU, or on the CPU."""
+    """A framework on its GPU, or on the CPU."""
 
     def __init__(self, name, cpu):
         self.name = name
@@ -132,10 +132,10 @@ def unit(rng, *shape):
 
 
 class Measurements:
-    """What one library does on its GPU: by goal, what is to be printed; and by name, answers to be compared."""
+    """What one framework does on its GPU: by goal, what is to be printed; and by name, answers to be compared."""
 
-    def __init__(self, library, sizes):
-        self.library, self.sizes = library, sizes
+    def __init__(self, framework, sizes):
+        self.framework, self.sizes = framework, sizes
         self.rng = np.random.default_rng(0)
         self.bank = self._there(unit(self.rng, sizes.n, sizes.dim))
         self.printed, self.answers = {}, {}
@@ -144,7 +144,7 @@ class Measurements:
         few, many = sizes.batch
         self._put("G3d", f"{1e3 * self._search(few)[0]:.3f} ms")
         self._large_batch(many)
-        seconds = sizes.n / 256 * library.time(self._step(min(256, sizes.n)))
+        seconds = sizes.n / 256 * framework.time(self._step(min(256, sizes.n)))
         self._put("G6", f"{seconds / 430:.3f} ({seconds:.1f} s)")
         if sizes.clusterings:
             self._clusterings(*sizes.m)
@@ -153,12 +153,12 @@ class Measurements:
         self.printed.setdefault(goal, []).append(text)
 
     def _there(self, host):
-        return self.library.backend.asarray(host)
+        return self.framework.backend.asarray(host)
 
     def _assign(self, m):
-        bank, centroids, time = self.bank, self.bank[:m], self.library.time
+        bank, centroids, time = self.bank, self.bank[:m], self.framework.time
         labels, _ = kernels.assign(bank, centroids)
-        self.answers[f"assign, m = {m}"] = self.library.backend.to_host(labels)
+        self.answers[f"assign, m = {m}"] = self.framework.backend.to_host(labels)
         seconds = time(lambda: kernels.assign(bank, centroids))
         self._put("G1", f"{2 * self.sizes.n * m * self.sizes.dim / seconds / RATE:.3f} ({1e3 * seconds:.2f} ms)")
         self._put("G1c", f"{1 + time(lambda: kernels.segment_sum(bank, labels, m)) / seconds:.2f}")
@@ -167,18 +167,18 @@ class Measurements:
         """Seconds, queries, and what is found."""
         z = self._there(unit(self.rng, batch, self.sizes.dim))
         found = kernels.nearest(z, self.bank, self.sizes.k)
-        self.answers[f"search, B = {batch}"] = self.library.backend.to_host(found[1])
-        return self.library.time(lambda: kernels.nearest(z, self.bank, self.sizes.k)), z, found
+        self.answers[f"search, B = {batch}"] = self.framework.backend.to_host(found[1])
+        return self.framework.time(lambda: kernels.nearest(z, self.bank, self.sizes.k)), z, found
 
     def _large_batch(self, batch):
-        k, dim, time = self.sizes.k, self.sizes.dim, self.library.time
+        k, dim, time = self.sizes.k, self.sizes.dim, self.framework.time
         search, z, (scores, found) = self._search(batch)
         gather = time(lambda: kernels.weighted_rows(scores, self.bank, found))
         step = time(self._step(batch))
         self._put("G3c", f"{1e3 * search:.3f} ms")
         self._put("G4", f"{4 * batch * k * dim / gather / BANDWIDTH:.3f} ({1e3 * gather:.3f} ms)")
         self._put("G5", f"{1e3 * step:.2f} ms")
-        if self.library.name == "torch":
+        if self.framework.name == "torch":
             matmul_and_topk, select_and_bmm, dense = torch_peers(z, self.bank, k, scores, found)
             self._put("G3", f"{time(matmul_and_topk) / search:.2f}x")
             self._put("G4b", f"{time(select_and_bmm) / gather:.2f}x")
@@ -190,7 +190,7 @@ class Measurements:
         labels = self._there(self.rng.integers(0, sizes.m[0], (3, sizes.n)))
         indices = self._there(self.rng.choice(sizes.n, batch, replace=False))
         z = self._there(unit(self.rng, batch, sizes.dim))
-        state = la_core.State(self._there(self.library.backend.to_host(self.bank)), labels)
+        state = la_core.State(self._there(self.framework.backend.to_host(self.bank)), labels)
 
         def call():
             nonlocal state
@@ -212,7 +212,7 @@ class Measurements:
             if goal == "G2d":
                 options["start"] = cluster(n_clusters=many, n_clusterings=10).labels
             run = partial(cluster, **options)
-            self._put(goal, f"{self.library.time(lambda run=run: run().labels):.2f} s")
+            self._put(goal, f"{self.framework.time(lambda run=run: run().labels):.2f} s")
 
 
 def torch_peers(z, bank, k, scores, found):
@@ -259,14 +259,14 @@ def main(arguments=None):
     for line in missing:
         print("not measured:", line)
     least, results = gpu.LEAST, {}
-    for library in found:
-        print(f"{library.name}: {library.device}")
+    for framework in found:
+        print(f"{framework.name}: {framework.device}")
         for way in ("without", "with"):
             gpu.LEAST = float("inf") if way == "without" else least
-            library.forget()
-            results[library.name, way] = Measurements(library, sizes)
+            framework.forget()
+            results[framework.name, way] = Measurements(framework, sizes)
         gpu.LEAST = least
-        plain, own = results[library.name, "without"].answers, results[library.name, "with"].answers
+        plain, own = results[framework.name, "without"].answers, results[framework.name, "with"].answers
         for name, answer in plain.items():
             print(
                 f"    {name}: {np.mean(answer == own[name]):.6f} of the answers are equal with the kernels and without"

@@ -163,10 +163,7 @@ def to_come(history: list[float], left: int) -> float:
 def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
     """The mean row of every cluster (m, D); a cluster without rows takes one of the rows farthest from its centroid."""
     xp = array_namespace(x)
-    ones = xp.ones((x.shape[0], 1), dtype=x.dtype, device=device(x))
-    counts = kernels.segment_sum(ones, labels, m)  # (m, 1)
-    centroids = kernels.segment_sum(x, labels, m) / xp.clip(counts, min=1.0)
-
+    centroids, counts = kernels.segment_mean(x, labels, m)
     n_empty = int(xp.sum(xp.astype(counts == 0, xp.int32)))
     if n_empty:
         empty = xp.argsort(counts[:, 0], stable=True)[:n_empty]

@@ -90,6 +90,13 @@ def segment_sum(x: Array, segments: Array, n: int) -> Array:
     return total
 
 
+def segment_mean(x: Array, segments: Array, n: int) -> tuple[Array, Array]:
+    """Mean of the rows of each segment (n, D), 0 of one without rows, and how many rows it has (n, 1)."""
+    xp = array_namespace(x, segments)
+    counts = segment_sum(xp.ones((x.shape[0], 1), dtype=x.dtype, device=device(x)), segments, n)
+    return segment_sum(x, segments, n) / xp.clip(counts, min=1.0), counts
+
+
 @Kernel
 def put_rows(x: Array, indices: Array, rows: Array) -> Array:
     """``x`` with ``rows`` (B, D) written at ``indices`` (B,). Rows that share an index must be equal.

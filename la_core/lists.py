@@ -21,6 +21,11 @@ LONGEST = 2.0
 """Length at which lists are cut off, in mean lengths: all have one shape, so that a step compiles once."""
 
 
+def list_length(n: int, n_clusters: int) -> int:
+    """Of every list: L."""
+    return min(n, math.ceil(LONGEST * n / n_clusters))
+
+
 class Lists(NamedTuple):
     """The rows of every cluster of H clusterings, by cluster."""
 
@@ -64,14 +69,12 @@ def lists(bank: Array, labels: Array, n_clusters: int) -> Lists:
     check.count("n_clusters", n_clusters, n, "the rows of the bank")
     if int(xp.max(labels)) >= n_clusters:
         raise RangeError(f"labels must be below n_clusters, {n_clusters}; got {int(xp.max(labels))}")
-    length = min(n, math.ceil(LONGEST * n / n_clusters))
+    length = list_length(n, n_clusters)
     places = xp.arange(length, device=device(bank))[None, :]
-    ones = xp.ones((n, 1), dtype=bank.dtype, device=device(bank))
     centroids, rows = [], []
     for h in range(labels.shape[0]):
         cluster = xp.where(labels[h, :] < 0, xp.full_like(labels[h, :], n_clusters), labels[h, :])
-        counts = kernels.segment_sum(ones, cluster, n_clusters + 1)
-        means = kernels.segment_sum(bank, cluster, n_clusters + 1) / xp.clip(counts, min=1.0)
+        means, counts = kernels.segment_mean(bank, cluster, n_clusters + 1)
         size = xp.astype(counts[:n_clusters, :], places.dtype)
         first = xp.cumulative_sum(size, axis=0) - size
         members = xp.take(xp.argsort(cluster, stable=True), xp.reshape(xp.clip(first + places, max=n - 1), (-1,)))

@@ -10,6 +10,7 @@ from typing import Any
 
 from la_core.clusters import TOLERANCE
 from la_core.errors import SettingsError
+from la_core.lists import list_length
 from la_core.neighbours import COMBINATIONS
 
 
@@ -146,6 +147,8 @@ class Settings:
             most = max(m for m in sizes if m is not None)
             wanted = math.ceil(4 * (chosen.n_background or 1) * most / (n * chosen.n_clusterings))
             chosen = replace(chosen, probes=min(wanted, most))
+        if chosen.search == "lists":
+            _check_probes(chosen, n)
         for name, value in (
             ("n_background", chosen.n_background),
             ("knn_k", chosen.knn_k),
@@ -185,6 +188,20 @@ class Settings:
     def __str__(self) -> str:
         width = max(len(field.name) for field in fields(self))
         return "\n".join(f"  {field.name:<{width}}  {getattr(self, field.name)}" for field in fields(self))
+
+
+def _check_probes(s: Settings, n: int) -> None:
+    """Whether full lists hold as many rows as are sought in them."""
+    assert s.n_clusters is not None  # resolved, as below
+    assert s.n_background is not None
+    assert s.probes is not None
+    most = max(s.n_clusters) if isinstance(s.n_clusters, tuple) else s.n_clusters
+    held = s.n_clusterings * list_length(n, most)
+    if min(s.probes, most) * held < s.n_background:
+        raise SettingsError(
+            f"probes must be at least {math.ceil(s.n_background / held)}, for lists to hold n_background rows, "
+            f"{s.n_background}; got {s.probes}"
+        )
 
 
 _AUTOMATIC = ("n_background", "n_clusters", "probes", "knn_k", "warmup_temperature", "warmup_batch_size")

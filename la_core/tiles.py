@@ -22,8 +22,8 @@ from la_core.kernels import BUDGET, Array, blocks, itemsize
 
 ROWS = 128
 """Of a tile."""
-NEAR, WIDER = 128, 4
-"""Centroids that a tile is compared with, and how many times as many for the rows that are not sure of those."""
+NEAR = 128
+"""Centroids that a tile is compared with."""
 MOSTLY = 0.15
 """Share of the rows that must be sure of what their tile found, or else tiles are no use."""
 SLACK = 32
@@ -58,9 +58,8 @@ def order(x: Array, rng: np.random.Generator) -> Array:
     pivots = sample[: 2**depth, :]
     for _ in range(2):
         labels, _ = kernels.assign(sample, pivots)
-        ones = xp.ones((sample.shape[0], 1), dtype=x.dtype, device=device(x))
-        count = kernels.segment_sum(ones, labels, 2**depth)
-        pivots = xp.where(count > 0, kernels.segment_sum(sample, labels, 2**depth) / xp.clip(count, min=1.0), pivots)
+        means, counts = kernels.segment_mean(sample, labels, 2**depth)
+        pivots = xp.where(counts > 0, means, pivots)
     place = xp.argsort(tree_order(pivots))
     return xp.argsort(xp.take(place, kernels.assign(x, pivots)[0]), stable=True)
 
@@ -116,23 +115,17 @@ def near(x: Array, rows: Array, centroids: Array, candidates: int, budget: int =
     return Found(*(xp.concat(part)[: rows.shape[0]] for part in zip(*parts, strict=True)))
 
 
-def assign(x: Array, rows: Array, centroids: Array, candidates: int | None = None) -> tuple[Array, Array, float]:
+def assign(x: Array, rows: Array, centroids: Array) -> tuple[Array, Array, float]:
     """The nearest centroid of each of the rows, the square of the distance, and the share of rows that tiles found.
 
-    A row that is not sure of the best in its tile is asked again in another tile, among more centroids, and in the
-    end among all.
+    A row that is not sure of the best in its tile is compared with every centroid.
     """
     xp = array_namespace(x)
-    candidates = candidates or NEAR
-    if 2 * candidates > centroids.shape[0]:
-        return *kernels.assign(xp.take(x, rows, axis=0), centroids), 0.0
-    labels, squares, sure = near(x, rows, centroids, candidates)
+    labels, squares, sure = near(x, rows, centroids, min(NEAR, centroids.shape[0]))
     unsure = rows.shape[0] - int(xp.sum(xp.astype(sure, xp.int32)))
-    share = 1.0 - unsure / rows.shape[0]
     if unsure:
         again = xp.argsort(xp.astype(sure, xp.int8), stable=True)[:unsure]
-        more = WIDER * candidates if share >= MOSTLY else centroids.shape[0]
-        found = assign(x, xp.take(rows, again), centroids, more)
+        found = kernels.assign(xp.take(x, xp.take(rows, again), axis=0), centroids)
         labels = kernels.put_rows(labels[:, None], again, xp.astype(found[0], labels.dtype)[:, None])[:, 0]
         squares = kernels.put_rows(squares[:, None], again, found[1][:, None])[:, 0]
-    return labels, squares, share
+    return labels, squares, 1.0 - unsure / rows.shape[0]

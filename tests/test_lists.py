@@ -12,7 +12,7 @@ from variants import NUMPY, assert_close, assert_same, every_variant
 
 import la_core
 from la_core import Settings, kernels, lists
-from la_core.errors import RangeError
+from la_core.errors import RangeError, SettingsError
 from la_core.views import FeatureView
 
 seeds = st.integers(0, 2**32 - 1)
@@ -151,6 +151,13 @@ def test_lists_hold_four_times_the_background_by_default():
     settings = Settings(n_background=100, n_clusters=50, n_clusterings=2).resolved(1000)
     assert settings.probes == 10
     assert Settings(n_background=900, n_clusters=50, n_clusterings=2).resolved(1000).probes == 50
+
+
+def test_a_run_that_reads_too_few_lists_does_not_start():
+    settings = Settings(n_background=100, n_clusters=50, n_clusterings=2, search="lists", probes=1)
+    with pytest.raises(SettingsError, match="probes must be at least 2"):
+        settings.resolved(1000)
+    replace(settings, probes=2).resolved(1000)
 
 
 def planted(law):

@@ -125,7 +125,7 @@ BUGS = (
     Bug("a full table raises the threshold too far", scan._Table.tighten, "values.min(", "values.max(", scanned),
     Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
     Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares, (NUMPY,)),
-    Bug("means divided by one too many", clusters.means, "xp.clip(counts, min=1.0)", "(counts + 1.0)", means),
+    Bug("means divided by one too many", kernels.segment_mean, "xp.clip(counts, min=1.0)", "(counts + 1.0)", means),
     Bug("assigned by the dot product alone", kernels.assign.reference, "block @ columns - half", "block @ columns - 0.0 * half", nearest_centroid, (NUMPY,)),
     Bug("distance from the origin forgotten", torch_kernels.assign.__wrapped__, "vecdot(x, x) - ", "vecdot(x, x) * 1.5 - ", squares, (TORCH,)),
     Bug("assigned by the dot product alone", torch_kernels.assign.__wrapped__, "-0.5 * torch", "-0.0 * torch", nearest_centroid, (TORCH,)),

@@ -22,7 +22,7 @@ sizes = st.sampled_from([1, 5, 40, 43])
 @contextmanager
 def small(mostly=0.0):
     """Tiles of a few rows, for any number of rows, even where few of them are sure."""
-    with mock.patch.multiple(tiles, ROWS=4, NEAR=3, WIDER=2, MOSTLY=mostly, pay=lambda n, m: True):
+    with mock.patch.multiple(tiles, ROWS=4, NEAR=3, MOSTLY=mostly, pay=lambda n, m: True):
         yield
 
 
