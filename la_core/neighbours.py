@@ -7,14 +7,14 @@ samples that share its cluster, by the labels of its own sample at the last clus
 from __future__ import annotations
 
 from functools import reduce
-from operator import and_, or_
+from operator import add, and_, or_
 
 from array_api_compat import array_namespace
 
 from la_core import check, kernels
 from la_core.kernels import BUDGET, Array
 
-COMBINATIONS = ("union", "intersection")
+COMBINATIONS = ("union", "intersection", "majority")
 
 
 def nearest(z: Array, bank: Array, k: int, *, budget: int = BUDGET) -> tuple[Array, Array]:
@@ -64,6 +64,7 @@ def close(labels: Array, indices: Array, neighbours: Array, *, combine: str = "u
         (B, k) bank indices, as :func:`nearest` gives them.
     combine
         ``"union"``: the same cluster in at least one clustering (the paper). ``"intersection"``: in every one.
+        ``"majority"``: in at least half of them.
 
     Returns
     -------
@@ -84,6 +85,14 @@ def close(labels: Array, indices: Array, neighbours: Array, *, combine: str = "u
 
 def close_mask(labels: Array, indices: Array, neighbours: Array, combine: str) -> Array:
     """:func:`close` for arguments that were checked already."""
+    return verdict(labels, indices, neighbours, combine)[0]
+
+
+def verdict(labels: Array, indices: Array, neighbours: Array, combine: str) -> tuple[Array, Array | None]:
+    """:func:`close_mask`, and with ``"majority"`` which are undecided: close in a clustering, though in too few.
+
+    The undecided would be repelled for want of a vote, so an objective leaves them out of the background.
+    """
     xp = array_namespace(labels, indices, neighbours)
     flat = xp.reshape(neighbours, (-1,))
     # Labels compare within one clustering only: compare clustering by clustering, then combine.
@@ -92,4 +101,8 @@ def close_mask(labels: Array, indices: Array, neighbours: Array, combine: str) -
         mine = xp.take(labels[h, :], indices)[:, None]
         theirs = xp.reshape(xp.take(labels[h, :], flat), neighbours.shape)
         agreements.append((mine == theirs) & (mine >= 0))
-    return reduce(or_ if combine == "union" else and_, agreements)
+    if combine != "majority":
+        return reduce(or_ if combine == "union" else and_, agreements), None
+    votes = reduce(add, (xp.astype(agreement, xp.int32) for agreement in agreements))
+    mask = 2 * votes >= len(agreements)
+    return mask, (votes > 0) & ~mask

@@ -19,14 +19,14 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from la_core import check, kernels
 from la_core import lists as among
 from la_core.bank import State, inverse_norm, unit, update
 from la_core.errors import InputError, ShapeError
 from la_core.kernels import BUDGET, Array
-from la_core.neighbours import COMBINATIONS, close_mask
+from la_core.neighbours import COMBINATIONS, verdict
 
 
 class Terms(NamedTuple):
@@ -96,6 +96,37 @@ def fresh_rows(
     ), state._replace(bank=bank)
 
 
+def with_instances(
+    objective: Callable[[Array, State, Array], Terms], weight: float, temperature: float
+) -> Callable[[Array, State, Array], Terms]:
+    """An objective that is for a share ``weight`` Instance Discrimination within the batch.
+
+    ``(1 - weight) * objective + weight * instance_discrimination``, the latter over the bank rows of the batch alone.
+    An extension of the paper, for use inside :func:`fresh_rows`, where these rows are the other views: neighbours may
+    be wrong, a sample's own view is not.
+
+    Raises
+    ------
+    RangeError
+        A weight outside 0 to 1, a temperature that is not above 0.
+    """
+    weight = check.number("weight", weight, 0.0, 1.0)
+    temperature = check.number("temperature", temperature, 0.0, open_low=True)
+
+    def mixed(z: Array, state: State, indices: Array) -> Terms:
+        terms = objective(z, state, indices)
+        xp = array_namespace(z, indices)
+        batch = xp.take(state.bank, indices, axis=0)
+        own = xp.arange(indices.shape[0], dtype=indices.dtype, device=device(indices))
+        loss, cotangent = instance_discrimination_and_cotangent(z, batch, own, temperature=temperature)
+        return terms._replace(
+            loss=(1 - weight) * terms.loss + weight * loss,
+            cotangent=(1 - weight) * terms.cotangent + weight * cotangent,
+        )
+
+    return mixed
+
+
 # Local Aggregation -----------------------------------------------------------------------------------------------
 
 
@@ -124,7 +155,8 @@ def local_aggregation(
     temperature
         tau, above 0.
     combine
-        How clusterings combine into C: ``"union"`` (the paper) or ``"intersection"``.
+        How clusterings combine into C: ``"union"`` (the paper), ``"intersection"``, or ``"majority"`` of at least half.
+        With the last, rows that are close in fewer clusterings are in neither C nor B.
     budget
         Bytes of temporary memory for the search.
 
@@ -143,8 +175,8 @@ def local_aggregation(
     n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
     v = unit(array_namespace(z).astype(z, state.bank.dtype, copy=False))
     scores, neighbours = kernels.nearest(v, state.bank, n_background, budget)
-    mask = close_mask(labels, indices, neighbours, combine)
-    return _ratio(scores / temperature, mask)[0]
+    mask, undecided = verdict(labels, indices, neighbours, combine)
+    return _ratio(_without(scores / temperature, undecided), mask)[0]
 
 
 def local_aggregation_and_cotangent(
@@ -196,9 +228,10 @@ def local_aggregation_terms(
         scores, neighbours = kernels.nearest(v, bank, n_background, budget)
     else:
         scores, neighbours, valid = among.nearest(v, bank, lists, n_background, probes, budget)
-    s, mask = scores / temperature, close_mask(labels, indices, neighbours, combine)
+    mask, undecided = verdict(labels, indices, neighbours, combine)
+    s = _without(scores / temperature, undecided)
     if valid is not None:
-        s, mask = xp.where(valid, s, xp.full_like(s, _NOTHING)), mask & valid
+        s, mask = _without(s, ~valid), mask & valid
     loss, weights = _ratio(s, mask)
     pull = kernels.weighted_rows(weights / (temperature * z.shape[0]), bank, neighbours)
     n_close = xp.sum(xp.astype(mask, xp.int32), axis=1, dtype=xp.int32)
@@ -207,6 +240,12 @@ def local_aggregation_terms(
 
 _NOTHING = -1e30
 """A score whose mass is 0, and which is finite."""
+
+
+def _without(s: Array, left_out: Array | None) -> Array:
+    """Scores of a background from which some have no mass."""
+    xp = array_namespace(s)
+    return s if left_out is None else xp.where(left_out, xp.full_like(s, _NOTHING), s)
 
 
 def _ratio(s: Array, mask: Array) -> tuple[Array, Array]:

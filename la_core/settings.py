@@ -64,6 +64,10 @@ class Settings:
     """Of the warm-up. By default ``temperature``."""
     n_noise: int = 4096
 
+    instance_weight: float = 0.0
+    """Share of Instance Discrimination within the batch, at ``warmup_temperature``, in the loss after the warm-up: an
+    extension of the paper (:func:`la_core.objectives.with_instances`; needs ``views=2``)."""
+
     n_background: int | None = None
     """k. By default 4096, for fewer than 262 144 samples one in 64, though at least 64."""
     search: str = "exact"
@@ -82,6 +86,8 @@ class Settings:
     """Where a clustering starts: ``"random"`` rows each time, as published, or ``"last"``, each from its own labels of
     the time before, which takes a few iterations only."""
     combine: str = "union"
+    """Which samples are close: of the same cluster in one clustering at least, ``"union"``, as published; in all,
+    ``"intersection"``; in half of them, ``"majority"``, which leaves those of fewer out of the background too."""
     recluster_every: int = 1
     recluster_unit: str = "epochs"
     """``"epochs"`` or ``"steps"``, counted from the first step of Local Aggregation."""
@@ -122,6 +128,11 @@ class Settings:
             raise SettingsError(f"views must be 1 or 2; got {self.views}")
         if self.warmup == "batch" and self.views != 2:
             raise SettingsError("warmup='batch' compares the two views of a batch: set views=2, or another warmup")
+        if self.instance_weight and self.views != 2:
+            raise SettingsError(
+                f"instance_weight compares the two views of a batch: set views=2, or instance_weight=0; "
+                f"got {self.instance_weight}"
+            )
         if self.warmup_epochs > self.epochs:
             raise SettingsError(
                 f"warmup_epochs must be at most epochs, which include them; got {self.warmup_epochs} of {self.epochs}"
@@ -231,6 +242,7 @@ _NUMBERS = {
     "temperature": (1e-4, math.inf),
     "warmup_temperature": (1e-4, math.inf),
     "mixing": (0.0, 1.0),
+    "instance_weight": (0.0, 1.0),
     "tolerance": (0.0, math.inf),
     "knn_temperature": (1e-4, math.inf),
 }

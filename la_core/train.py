@@ -24,7 +24,13 @@ from la_core.errors import NotFiniteError, ShapeError
 from la_core.folder import RunFolder
 from la_core.health import Health
 from la_core.kernels import Array
-from la_core.objectives import Terms, fresh_rows, instance_discrimination_and_cotangent, local_aggregation_terms
+from la_core.objectives import (
+    Terms,
+    fresh_rows,
+    instance_discrimination_and_cotangent,
+    local_aggregation_terms,
+    with_instances,
+)
 from la_core.progress import Progress
 from la_core.protocol import Backend, Encoder
 from la_core.randomness import derived_seed, generator
@@ -248,7 +254,8 @@ class _Trainer:
         def aggregate(z: Array, state: State, rows: Array, among: lists.Lists | None) -> tuple[Terms, State]:
             assert settings.n_background is not None  # resolved, as below
             assert settings.probes is not None
-            objective = partial(
+            assert settings.warmup_temperature is not None
+            objective: Callable[..., Terms] = partial(
                 local_aggregation_terms,
                 n_background=settings.n_background,
                 temperature=settings.temperature,
@@ -257,6 +264,8 @@ class _Trainer:
                 lists=among,
                 probes=settings.probes,
             )
+            if settings.instance_weight:
+                objective = with_instances(objective, settings.instance_weight, settings.warmup_temperature)
             return over_views(objective, z, state, rows)
 
         def discriminate(z: Array, state: State, rows: Array, noise: Array | None = None) -> tuple[Terms, State]:

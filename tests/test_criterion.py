@@ -49,12 +49,12 @@ def test_loss_and_gradient_are_the_library_s(seed):
 
 def test_settings_reach_the_objective():
     z, indices = draw()
-    for options in ({"n_background": 20}, {"temperature": 0.3}, {"combine": "intersection"}):
-        made = criterion(**options)
+    for options in ({"n_background": 20}, {"temperature": 0.3}, {"combine": "intersection"}, {"combine": "majority"}):
+        made = criterion(3, **options)
         want = la_core.local_aggregation(
             z.detach(), la_core.State(made.bank, made.labels), indices, **(SETTINGS | options)
         ).mean()
-        assert made(z, indices).item() == want.item() != criterion()(z, indices).item()
+        assert made(z, indices).item() == want.item() != criterion(3)(z, indices).item()
 
 
 @pytest.mark.parametrize("mixing", [0.2, 0.5])
@@ -135,6 +135,27 @@ def test_two_views_read_fresh_rows_and_both_move_the_bank(clusterings, seed):
     assert_close(z.grad.numpy(), want.cotangent.numpy(), 1e-15, np.abs(want.cotangent.numpy()).max())
     moved = la_core.update(la_core.State(bank), torch.cat([indices, indices]), z.detach())
     assert_same(made.bank.numpy(), moved.bank.numpy())
+
+
+def test_instances_within_the_batch_are_a_share_of_the_loss_of_two_views():
+    (one, indices), (other, _) = draw(0), draw(1)
+    z = torch.cat([one, other]).detach()
+    made = criterion(instance_weight=0.25)
+    objective = partial(objectives.local_aggregation_terms, **SETTINGS)
+    mixed = objectives.with_instances(objective, 0.25, SETTINGS["temperature"])
+    want, _ = objectives.fresh_rows(mixed, z, la_core.State(made.bank.clone(), made.labels), indices)
+    assert_close(made(z, indices).item(), want.loss.mean().item(), 1e-15)
+    assert made(z, indices).item() != criterion()(z, indices).item()
+    warm = criterion(clusterings=0, instance_weight=0.25)
+    assert warm(z, indices).item() == criterion(clusterings=0)(z, indices).item()  # it is all of the warm-up's loss
+
+
+def test_instances_within_the_batch_need_two_views():
+    made, (z, indices) = criterion(instance_weight=0.25), draw()
+    bank = made.bank.clone()
+    with pytest.raises(ShapeError, match="two views"):
+        made(z, indices)
+    assert torch.equal(made.bank, bank)
 
 
 def test_cluster_is_the_library_s():

@@ -14,7 +14,7 @@ from variants import ACROSS, NUMPY, assert_close, assert_same, every_variant
 import la_core
 from la_core import objectives
 from la_core.errors import NotFiniteError, RangeError, ShapeError
-from la_core.objectives import Terms, fresh_rows, local_aggregation_terms
+from la_core.objectives import Terms, fresh_rows, local_aggregation_terms, with_instances
 
 OBJECTIVES = {
     "local aggregation": lambda case: partial(local_aggregation_terms, **case.settings),
@@ -147,3 +147,38 @@ def test_a_run_with_two_views_is_the_same_everywhere(guise, warmup):
     assert_close(got["bank"], want["bank"], 1e-10, 1.0)
     one = train(named("numpy"), settings=replace(settings, views=1))
     assert not np.allclose(one["losses"], want["losses"])
+
+
+@every_variant
+@given(case=batches)
+def test_instances_are_a_share_of_the_loss(variant, case):
+    """With all of it, the softmax over the other views of the batch; with none, the objective; between, the mean."""
+    case = two_views(case)
+    there = case.on(variant)
+
+    def terms(weight):
+        objective = OBJECTIVES["local aggregation"](case)
+        objective = objective if weight is None else with_instances(objective, weight, 0.3)
+        found, _ = fresh_rows(objective, there.z, there.state, there.indices)
+        return [variant.to_host(x).astype(np.float64) for x in found]
+
+    (bare, pull, n_close), none, half, whole = map(terms, (None, 0.0, 0.5, 1.0))
+    scale = 1 / min(case.temperature, 0.3) + 1
+    pull_scale = scale / (case.temperature * len(case.z) * np.linalg.norm(case.z, axis=1, keepdims=True))
+    assert_close(none[0], bare, ACROSS[case.dtype], scale)
+    assert_close(none[1], pull, ACROSS[case.dtype], pull_scale)
+    assert_close(half[0], (bare + whole[0]) / 2, ACROSS[case.dtype], scale)
+    assert_close(half[1], (pull + whole[1]) / 2, ACROSS[case.dtype], pull_scale)
+    assert_same(half[2], n_close)
+
+    v = case.z / np.linalg.norm(case.z, axis=1, keepdims=True)
+    rows = len(case.indices)
+    for mine, other, loss in ((v[:rows], v[rows:], whole[0][:rows]), (v[rows:], v[:rows], whole[0][rows:])):
+        s = mine @ other.T / 0.3
+        assert_close(loss, np.log(np.exp(s).sum(axis=1)) - np.diag(s), ACROSS[case.dtype], scale)
+
+
+@pytest.mark.parametrize(("weight", "temperature"), [(-0.1, 0.1), (1.1, 0.1), (0.5, 0.0), (float("nan"), 0.1)])
+def test_shares_that_are_none_are_refused(weight, temperature):
+    with pytest.raises(RangeError):
+        with_instances(local_aggregation_terms, weight, temperature)

@@ -67,7 +67,7 @@ def test_one_row_and_no_row_at_all():
 
 
 @every_variant
-@pytest.mark.parametrize("combine", ["union", "intersection"])
+@pytest.mark.parametrize("combine", ["union", "intersection", "majority"])
 @given(seed=st.integers(0, 2**16), clusterings=st.integers(1, 4), budget=st.sampled_from([1, 5000, 2**26]))
 def test_close_sizes_count_the_close_of_the_whole_bank(variant, combine, seed, clusterings, budget):
     rng = np.random.default_rng(seed)

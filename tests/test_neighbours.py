@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cases, searches, unit_rows
+from strategies import DECIDED, cases, searches, unit_rows
 from variants import EXACT, TORCH, assert_close, assert_same, every_variant
 
 import la_core
@@ -74,14 +74,13 @@ def test_memory_stays_within_the_budget():
 
 
 @every_variant
-@pytest.mark.parametrize("combine", ["union", "intersection"])
+@pytest.mark.parametrize("combine", DECIDED)
 @given(case=cases())
 def test_close(variant, combine, case):
     there = case.on(variant)
     mask = variant.to_host(la_core.close(there.labels, there.indices, there.noise, combine=combine))
-    decide = any if combine == "union" else all
     want = [
-        [decide(row[i] == row[j] and row[i] >= 0 for row in case.labels) for j in js]
+        [DECIDED[combine]([row[i] == row[j] and row[i] >= 0 for row in case.labels]) for j in js]
         for i, js in zip(case.indices, case.noise, strict=True)
     ]
     assert_same(mask, np.array(want))

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import cases, make_case
+from strategies import DECIDED, cases, make_case
 from variants import ACROSS, EXACT, NUMPY, TORCH, assert_close, assert_same, every_variant
 
 import la_core
@@ -58,7 +58,10 @@ def background_and_close(scores, case):
     np.put_along_axis(background, order, True, axis=1)
     mine = case.labels[:, case.indices, None]  # (H, B, 1)
     same = (mine == case.labels[:, None, :]) & (mine >= 0)
-    return background, background & (same.any(axis=0) if case.combine == "union" else same.all(axis=0))
+    near = np.apply_along_axis(lambda agree: DECIDED[case.combine](list(agree)), 0, same)
+    if case.combine == "majority":  # close in too few clusterings: undecided
+        background &= near | ~same.any(axis=0)
+    return background, background & near
 
 
 def complex_lse(s, mask):
@@ -150,7 +153,7 @@ def law_labels_compare_within_one_clustering(variant, case):
     want = np.zeros(mask.shape, dtype=bool)
     for (b, j), i in np.ndenumerate(variant.to_host(neighbours)):
         agree = [row[case.indices[b]] == row[i] >= 0 for row in case.labels]
-        want[b, j] = any(agree) if case.combine == "union" else all(agree)
+        want[b, j] = DECIDED[case.combine](agree)
     assert_same(variant.to_host(mask), want)
 
 
@@ -313,9 +316,10 @@ def test_close_neighbours_that_cover_the_background_cost_nothing(variant, case):
 def test_background_of_everything_is_the_dense_formula(variant, case):
     s = case.z / np.linalg.norm(case.z, axis=1, keepdims=True) @ case.bank.T / case.temperature
     mass = np.exp(s - s.max(axis=1, keepdims=True))
-    _, near = background_and_close(s, case)
+    background, near = background_and_close(s, case)
     loss, _, n_close = evaluate(variant, case)
     assert_same(n_close, near.sum(axis=1, dtype=np.int32))
+    mass = mass * background  # the undecided are not in it
     some = near.any(axis=1) & (np.sum(mass * near, axis=1) > 1e-290)
     want = np.log(mass.sum(axis=1)[some]) - np.log(np.sum(mass * near, axis=1)[some])
     assert_close(loss[some], want, EXACT, loss_scale(case))
@@ -334,12 +338,12 @@ def test_every_sample_its_own_cluster_is_instance_discrimination(variant, case):
 @every_variant
 @given(case=cases())
 def test_more_clusterings_bring_more_to_the_union_and_fewer_to_the_intersection(variant, case):
-    few = replace(case, labels=case.labels[:1])
-    union, one, intersection = (
-        evaluate(variant, c)[2] for c in (replace(case, combine="union"), few, replace(case, combine="intersection"))
-    )
-    assert np.all(intersection <= one)
-    assert np.all(one <= union)
+    one = evaluate(variant, replace(case, labels=case.labels[:1]))[2]
+    n = {combine: evaluate(variant, replace(case, combine=combine))[2] for combine in DECIDED}
+    assert np.all(n["intersection"] <= one)
+    assert np.all(one <= n["union"])
+    assert np.all(n["intersection"] <= n["majority"])
+    assert np.all(n["majority"] <= n["union"])
 
 
 @every_variant

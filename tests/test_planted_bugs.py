@@ -6,9 +6,10 @@ import ast
 import inspect
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import test_bank
 import test_clusters
@@ -105,13 +106,15 @@ BUGS = (
     Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
     Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
     Bug("log of the wrong k", objectives._ratio, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative),
-    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "xp.take(labels[h - 1, :], flat)", renaming),
-    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "xp.take(labels[h - 1, :], flat)", within),
-    Bug("only the first clustering counts", neighbours.close_mask, "range(labels.shape[0])", "range(1)", derivative),
-    Bug("no cluster is a cluster", neighbours.close_mask, "& (mine >= 0)", "", derivative),
-    Bug("anchors off by one", neighbours.close_mask, "xp.take(labels[h, :], indices)", "xp.take(labels[h, :], (indices + 1) % labels.shape[1])", permuting),
+    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "xp.take(labels[h - 1, :], flat)", renaming),
+    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "xp.take(labels[h - 1, :], flat)", within),
+    Bug("only the first clustering counts", neighbours.verdict, "range(labels.shape[0])", "range(1)", derivative),
+    Bug("no cluster is a cluster", neighbours.verdict, "& (mine >= 0)", "", derivative),
+    Bug("anchors off by one", neighbours.verdict, "xp.take(labels[h, :], indices)", "xp.take(labels[h, :], (indices + 1) % labels.shape[1])", permuting),
+    Bug("the undecided are repelled", neighbours.verdict, "(votes > 0) & ~mask", "(votes < 0) & ~mask", on_cases(
+        lambda variant, case: test_objectives.law_cotangent_is_the_derivative(variant, replace(case, combine="majority", labels=np.repeat(case.labels, [1, 2], axis=0))))),
     Bug("a direction of its own", bank.unit, "x * inverse_norm(x)", "(x + 0.1) * inverse_norm(x + 0.1)", rotating),
-    Bug("rows of the batch mixed up", objectives.local_aggregation_terms, "close_mask(labels, indices, ", "close_mask(labels, xp.flip(indices), ", batching),
+    Bug("rows of the batch mixed up", objectives.local_aggregation_terms, "verdict(labels, indices, ", "verdict(labels, xp.flip(indices), ", batching),
     Bug("bank not made unit again", bank.update, "mixed * scale", "mixed", unit_bank),
     Bug("mixing the wrong way round", bank.update, "(1.0 - mixing) * old + mixing * fresh", "mixing * old + 0.25 * fresh", mixed_mean),
     Bug("index off by one in the update", bank.update, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", mixed_mean),

@@ -37,7 +37,7 @@ def test_the_papers_numbers_for_imagenet():
     "bad",
     [
         {"epochs": 0},
-        {"epochs": 5, "warmup_epochs": 6},
+        {"warmup_epochs": 6, "epochs": 5},
         {"batch_size": 2.5},
         {"batch_size": True},
         {"temperature": 0.0},
@@ -48,13 +48,15 @@ def test_the_papers_numbers_for_imagenet():
         {"n_clusters": (1, 0, 2)},
         {"schedule": "stairs"},
         {"combine": "xor"},
+        {"instance_weight": 1.5, "views": 2},
+        {"instance_weight": 0.5, "views": 1},
         {"dtype": "float16"},
         {"seed": -1},
         {"learning_rate": -0.1},
     ],
 )
 def test_what_no_run_could_use(bad):
-    with pytest.raises(SettingsError, match=next(iter(sorted(bad, reverse=True)))):
+    with pytest.raises(SettingsError, match=next(iter(bad))):
         Settings(**bad)
 
 

@@ -114,6 +114,8 @@ def test_a_run_repeats_to_the_bit_and_follows_its_seed(name, make):
         {"warmup": "nce", "n_noise": 30},
         {"bank_start": "random"},
         {"combine": "intersection"},
+        {"combine": "majority"},
+        {"views": 2, "instance_weight": 0.5},
         {"optimizer": "adam", "learning_rate": 0.01},
         {"schedule": "cosine"},
         {"n_clusters": (3, 9)},

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,10 @@ from la_core import check, objectives
 from la_core.backends.torch.kernels import apply
 from la_core.bank import State, random_rows, update
 from la_core.clusters import TOLERANCE, Clustering, cluster
+from la_core.errors import ShapeError
 from la_core.neighbours import COMBINATIONS
+
+Objective: TypeAlias = Callable[[Tensor, State, Tensor], objectives.Terms]
 
 
 class LocalAggregation(nn.Module):
@@ -36,6 +39,9 @@ class LocalAggregation(nn.Module):
         k; at most ``n_samples``. By default 4096, or all samples if there are fewer.
     temperature, mixing, combine
         As in :func:`la_core.local_aggregation` and :func:`la_core.update`.
+    instance_weight
+        Share of Instance Discrimination within the batch in the loss after the first :meth:`cluster`, as in
+        :func:`la_core.objectives.with_instances`; it needs two views of each sample.
     seed
         Of the random unit rows that the bank starts from.
     """
@@ -52,6 +58,7 @@ class LocalAggregation(nn.Module):
         temperature: float = 0.07,
         mixing: float = 0.5,
         combine: str = "union",
+        instance_weight: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -60,6 +67,7 @@ class LocalAggregation(nn.Module):
         self.temperature = check.number("temperature", temperature, 0.0, open_low=True)
         self.mixing = check.number("mixing", mixing, 0.0, 1.0)
         self.combine = check.choice("combine", combine, COMBINATIONS)
+        self.instance_weight = check.number("instance_weight", instance_weight, 0.0, 1.0)
         self.n_close: Tensor | None = None
         """Close neighbours of each row of the last batch, within its background; None during the warm-up."""
         self.register_buffer("bank", torch.from_numpy(random_rows(n_samples, dim, seed=seed)))
@@ -98,8 +106,16 @@ class LocalAggregation(nn.Module):
     def _terms(self, z: Tensor, indices: Tensor) -> objectives.Terms:
         warm = self.labels.shape[0] == 0
         state = State(self.bank, None if warm else self.labels)
-        objective = self._discriminate if warm else self._aggregate
-        if z.shape[0] != 2 * indices.shape[0]:
+        objective: Objective = self._discriminate if warm else self._aggregate
+        two = z.shape[0] == 2 * indices.shape[0]
+        if self.instance_weight and not warm:
+            if not two:
+                raise ShapeError(
+                    f"instance_weight compares two views: give 2 x {indices.shape[0]} embeddings for "
+                    f"{indices.shape[0]} indices; got {z.shape[0]}"
+                )
+            objective = objectives.with_instances(objective, self.instance_weight, self.temperature)
+        if not two:
             return objective(z, state, indices)
         if warm:
             check.indices("indices", indices, (None,), self.bank.shape[0])
@@ -133,7 +149,8 @@ class LocalAggregation(nn.Module):
         """What ``print(criterion)`` shows."""
         return (
             f"n_samples={self.bank.shape[0]}, dim={self.bank.shape[1]}, n_background={self.n_background}, "
-            f"temperature={self.temperature}, mixing={self.mixing}, combine={self.combine!r}"
+            f"temperature={self.temperature}, mixing={self.mixing}, combine={self.combine!r}, "
+            f"instance_weight={self.instance_weight}"
         )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
-from strategies import EVERY_KIND, TEMPERATURES, Case, cases, make_case
+from strategies import DECIDED, EVERY_KIND, TEMPERATURES, Case, cases, make_case
 
 import la_core
 from la_core import State, kernels, objectives
@@ -76,7 +76,7 @@ class Function:
             "batch": int(rng.choice([1, 2, 5])),
             "n_clusterings": int(rng.choice([1, 2, 3])),
             "temperature": float(rng.choice(TEMPERATURES)),
-            "combine": str(rng.choice(["union", "intersection"])),
+            "combine": str(rng.choice(list(DECIDED))),
             "mixing": float(rng.choice([0.0, 0.1, 0.5, 0.9, 1.0])),
         }
         sizes |= ONE_SHAPE if guise.costly else {}
@@ -307,6 +307,20 @@ FRESH_ROWS = Function(
     consumes=("bank",),
 )
 
+
+def call_with_instances(z, bank, labels, indices, **settings):
+    objective = partial(objectives.local_aggregation_terms, **settings)
+    mixed = objectives.with_instances(objective, 0.25, settings["temperature"])
+    return tuple(objectives.fresh_rows(mixed, z, State(bank, labels), indices)[0])
+
+
+WITH_INSTANCES = replace(
+    FRESH_ROWS,
+    name="... with instances",
+    call=call_with_instances,
+    outputs=FRESH_ROWS.outputs[:-1],
+)
+
 DISCRIMINATION = (
     Function(
         "instance_discrimination",
@@ -384,4 +398,4 @@ KNN = Function(
     on_host="how many classes there are depends on the values",
 )
 
-FUNCTIONS = (NEAREST, CLOSE, CLUSTER, *AGGREGATION, FRESH_ROWS, *DISCRIMINATION, UPDATE, KNN, UNIT)
+FUNCTIONS = (NEAREST, CLOSE, CLUSTER, *AGGREGATION, FRESH_ROWS, WITH_INSTANCES, *DISCRIMINATION, UPDATE, KNN, UNIT)
