@@ -54,7 +54,7 @@ class Method:
     rival: Mapping[str, Any] | None = None
     """A loss of ``rivals.py`` with its settings, in place of ``la_core.train``."""
     head: Mapping[str, Any] = field(default_factory=lambda: {"dim": DIM})
-    """Of the network, whose other parts are the same for all."""
+    """Of the network, whose other parts are the same for all: one layer, or what the method is better with."""
     raw: bool = False
     """No encoder: the pixels themselves."""
 
@@ -65,37 +65,46 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
     plain = replace(Settings(), **{name: getattr(ours, name) for name in ("optimizer", "learning_rate", "schedule")})
     one = replace(plain, epochs=passes, warmup_epochs=passes, temperature=0.1)
     two = replace(plain, epochs=passes // 2, warmup_epochs=0, views=2, batch_size=ours.batch_size)
+    standard = {"dim": DIM, "standardise": True}
     warm_up = passes // 2 * ours.warmup_epochs // ours.epochs
     return {
         "raw pixels": Method(raw=True),
         "untrained": Method(),
         "Instance Discrimination": Method(one),
-        "the same, standardised": Method(one, head={"dim": DIM, "standardise": True}),
+        "the same, standardised": Method(one, head=standard),
         "Local Aggregation as published": Method(replace(one, warmup_epochs=passes // 2)),
-        "Local Aggregation, small": Method(replace(ours, epochs=passes // 2, warmup_epochs=warm_up)),
+        "Local Aggregation, small": Method(replace(ours, epochs=passes // 2, warmup_epochs=warm_up), head=standard),
         "SimCLR": Method(two, {"name": "simclr", "temperature": 0.1}),
+        "SimCLR, standardised": Method(two, {"name": "simclr", "temperature": 0.1}, standard),
         "VICReg": Method(two, {"name": "vicreg"}, {"dim": 256, "projection": 256}),
     }
 
 
-def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Settings]]:
+def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Method]]:
     """The small preset with one setting changed: by setting, then by value."""
-    base = methods(n, passes)["Local Aggregation, small"].settings
+    method = methods(n, passes)["Local Aggregation, small"]
+    base = method.settings
     assert base is not None
-    every = {"n_clusterings": (1, 5, 10), "n_clusters": (n // 100, n // 25, n // 8),
-             "n_background": (n // 20, n // 5, n), "recluster_every": (1, 3, 15)}  # fmt: skip
+    every: dict[str, tuple[Any, ...]] = {
+        "n_clusterings": (1, 3, base.n_clusterings),
+        "n_clusters": (n // 100, base.n_clusters, n // 8),
+        "n_background": (n // 20, base.n_background, n),
+        "recluster_every": (1, 3, 15),
+        "combine": ("union", "majority"),
+        "instance_weight": (0.0, base.instance_weight, 0.75),
+    }
     changed = {name: {str(v): replace(base, **{name: v}) for v in values} for name, values in every.items()}
     one = replace(
         base,
         views=1,
         batch_size=2 * base.batch_size,
         warmup="exact",
-        warmup_temperature=None,
+        instance_weight=0.0,
         epochs=passes,
         warmup_epochs=2 * base.warmup_epochs,
     )
-    exact = replace(base, warmup="exact", warmup_temperature=None)
-    return {**changed, "views": {"1": one, "2": base}, "warmup": {"exact": exact, "batch": base}}
+    changed |= {"views": {"1": one, "2": base}, "warmup": {"exact": replace(base, warmup="exact"), "batch": base}}
+    return {name: {v: replace(method, settings=s) for v, s in values.items()} for name, values in changed.items()}
 
 
 # One run -------------------------------------------------------------------------------------------------------------
@@ -211,8 +220,9 @@ def draw(results: list[dict[str, Any]], names: Iterable[str], base: float, path:
     from matplotlib.figure import Figure
 
     names = list(names)
-    figure = Figure(figsize=(3 * len(names), 3), layout="constrained")
-    for axis, name in zip(figure.subplots(1, len(names), sharey=True), names, strict=True):
+    columns = -(-len(names) // 2)
+    figure = Figure(figsize=(3 * columns, 5.6), layout="constrained")
+    for axis, name in zip(figure.subplots(2, columns, sharey=True).flat, names, strict=True):
         found = [r for r in results if r["label"].startswith(f"{name} = ")]
         values = list(dict.fromkeys(r["label"].rpartition(" ")[2] for r in found))
         for which, colour in (("embedding", "#2b6cb0"), ("before", "#2a9d5c")):
@@ -257,8 +267,8 @@ def main() -> None:
     size = {name: len(pictures(name, options.validation).train) for name in sets}
     if options.ablation:
         n, name = size["digits"], "Instance Discrimination"
-        jobs = [Job("digits", f"{setting} = {value}", Method(settings), seed) for seed in range(seeds)
-                for setting, values in ablations(n, passes).items() for value, settings in values.items()]  # fmt: skip
+        jobs = [Job("digits", f"{setting} = {value}", method, seed) for seed in range(seeds)
+                for setting, values in ablations(n, passes).items() for value, method in values.items()]  # fmt: skip
         jobs += [Job("digits", name, methods(n, passes)[name], seed) for seed in range(seeds)]
     else:
         jobs = [Job(name, label, method, seed, options.validation) for seed in range(seeds) for name in sets

@@ -31,7 +31,7 @@ DIM = 64
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
     """Four convolutions."""
-    return encoder(SmallCNN(shape[0], DIM, width=16, rngs=nnx.Rngs(0)), backend, settings)
+    return encoder(SmallCNN(shape[0], DIM, width=16, standardise=True, rngs=nnx.Rngs(0)), backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:

@@ -29,7 +29,7 @@ DIM = 64
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:
     """Four convolutions."""
-    return encoder(SmallCNN(shape[0], DIM, width=16), backend, settings)
+    return encoder(SmallCNN(shape[0], DIM, width=16, standardise=True), backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:

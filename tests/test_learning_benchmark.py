@@ -121,8 +121,8 @@ def test_all_methods_get_the_same_passes():
             assert method.settings.epochs * method.settings.views == learning.PASSES, label
             assert method.settings.batch_size * method.settings.views == 128, label
     for values in learning.ablations(2000).values():
-        for settings in values.values():
-            assert settings.epochs * settings.views == learning.PASSES
+        for method in values.values():
+            assert method.settings.epochs * method.settings.views == learning.PASSES
 
 
 def test_the_table_has_mean_and_range():
