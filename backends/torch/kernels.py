@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -14,7 +16,7 @@ from torch.nn import functional
 
 from la_core import kernels
 from la_core.backends import gpu
-from la_core.backends.scan import pays, scan
+from la_core.backends.scan import Map, pays, scan
 from la_core.errors import NotFiniteError
 
 _P = ParamSpec("_P")
@@ -124,12 +126,30 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
         scores, indices = kernels.nearest.reference(z[torch.from_numpy(queries)], bank, k, budget)
         return scores.numpy(), indices.numpy()
 
-    found = scan(
-        lambda queries, rows, out: torch.mm(z[queries], bank[rows].T, out=torch.from_numpy(out)),
-        reference,
-        *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget),
-    )
+    with _threads() as (threads, each):
+        found = scan(
+            lambda queries, rows, out: torch.mm(z[queries], bank[rows].T, out=torch.from_numpy(out)),
+            reference,
+            *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget, threads, each),
+        )
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
+@contextmanager
+def _threads() -> Iterator[tuple[int, Map]]:
+    """As many as PyTorch may use, each of which computes alone.
+
+    PyTorch's own share one product, then wait for the next while one of them selects.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield 1, map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield threads, pool.map
+    finally:
+        torch.set_num_threads(threads)  # a thread has a number of its own, but the last one set is that of new threads
 
 
 class _Nearest(torch.autograd.Function):
