@@ -85,11 +85,9 @@ def close(labels: Array, indices: Array, neighbours: Array, *, combine: str = "u
 def close_mask(labels: Array, indices: Array, neighbours: Array, combine: str) -> Array:
     """:func:`close` for arguments that were checked already."""
     xp = array_namespace(labels, indices, neighbours)
-    flat = xp.reshape(neighbours, (-1,))
     # Labels compare within one clustering only: compare clustering by clustering, then combine.
     agreements = []
     for h in range(labels.shape[0]):
         mine = xp.take(labels[h, :], indices)[:, None]
-        theirs = xp.reshape(xp.take(labels[h, :], flat), neighbours.shape)
-        agreements.append((mine == theirs) & (mine >= 0))
+        agreements.append((kernels.entries(labels[h, :], neighbours) == mine) & (mine >= 0))
     return reduce(or_ if combine == "union" else and_, agreements)

@@ -43,6 +43,7 @@ def arguments(name, rng, integers):
         "put_rows": lambda: (real(n, dim), written, real(n, dim)[written]),
         "nearest": lambda: (real(batch, dim), real(n, dim), k, budget),
         "assign": lambda: (real(n, dim), real(k, dim), budget),
+        "entries": lambda: (real(n, 1)[:, 0], chosen),
         "scores_at": lambda: (real(batch, dim), real(n, dim), chosen),
         "weighted_rows": lambda: (real(batch, k), real(n, dim), chosen),
         "softmax_mean": lambda: (real(batch, dim), real(n, dim), 0.5, budget),

@@ -94,7 +94,7 @@ means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
 nearest_centroid = on_seeds(test_clusters.law_every_row_is_with_its_nearest_centroid)
 
 WEIGHTS = "mass / total - close_mass / close_total"
-THEIRS = "xp.take(labels[h, :], flat)"
+THEIRS = "kernels.entries(labels[h, :], neighbours)"
 PUT = "kernels.put_rows(bank, indices, rows)"
 
 BUGS = (
@@ -105,8 +105,8 @@ BUGS = (
     Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
     Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
     Bug("log of the wrong k", objectives._ratio, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative),
-    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "xp.take(labels[h - 1, :], flat)", renaming),
-    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "xp.take(labels[h - 1, :], flat)", within),
+    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "kernels.entries(labels[h - 1, :], neighbours)", renaming),
+    Bug("labels compared across clusterings", neighbours.close_mask, THEIRS, "kernels.entries(labels[h - 1, :], neighbours)", within),
     Bug("only the first clustering counts", neighbours.close_mask, "range(labels.shape[0])", "range(1)", derivative),
     Bug("no cluster is a cluster", neighbours.close_mask, "& (mine >= 0)", "", derivative),
     Bug("anchors off by one", neighbours.close_mask, "xp.take(labels[h, :], indices)", "xp.take(labels[h, :], (indices + 1) % labels.shape[1])", permuting),

@@ -94,6 +94,12 @@ def put_rows(x: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
         return x.index_copy_(0, indices.long(), rows)
 
 
+@kernels.entries.override("torch")
+def entries(x: Tensor, indices: Tensor) -> Tensor:
+    """Without a look for negative indices, which takes twice as long as the rest."""
+    return x.index_select(0, indices.reshape(-1)).view(indices.shape)
+
+
 @kernels.weighted_rows.override("torch")
 @_full_precision
 def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
