@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from la_core import kernels
-from la_core.backends import gpu
-from la_core.backends.scan import Map, pays, scan
+from la_core.backends import gpu, scan
+from la_core.backends.scan import Map, pays
 from la_core.errors import NotFiniteError
 
 _P = ParamSpec("_P")
@@ -63,6 +63,14 @@ def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tup
 
 @kernels.top_k.override("torch")
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """On a CPU by NumPy: its selection moves values alone, by vector instructions, where PyTorch's moves pairs."""
+    if x.device.type == "cpu":
+        columns = torch.from_numpy(scan.top_k(x.detach().numpy(), k)[1])
+        return torch.gather(x, 1, columns), columns
+    return top_k_of_torch(x, k)
+
+
+def top_k_of_torch(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Select the k largest values, then keep what reaches the least of them: indices come sorted and ties settled."""
     threshold = torch.topk(x, k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     reach = x >= threshold
@@ -133,7 +141,7 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
         return scores.numpy(), indices.numpy()
 
     with _threads() as (threads, each):
-        found = scan(
+        found = scan.scan(
             lambda queries, rows, out: torch.mm(z[queries], bank[rows].T, out=torch.from_numpy(out)),
             reference,
             *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget, threads, each),
