@@ -2,18 +2,19 @@
 
 The reference selects k from every block and merges. Here a query has a *threshold*, and of a block's scores only those
 above it are looked at again: few in a thousand, where a selection would move every one. The threshold starts as a
-guess, the score of a certain rank in a sample of the rows, low enough that more than k rows pass it, most likely.
+guess, the score of a certain rank in a sample of the rows, low enough that more than k rows pass it, most likely. The
+bank is cut into parts that have candidates of their own, so that threads can scan them at the same time.
 
 Why the answer is exact. A row is refused for one of two reasons. By the guess: then at least k rows that scored higher
 must be among the candidates at the end, or else the query is searched again by the reference. By a threshold that was
-raised when the candidates of a query outgrew their table: then k earlier rows score at least as much, and a later row
-of equal score loses the tie. NaN is refused by no comparison, so it reaches the selection, which names it.
+raised when the candidates of a part outgrew their room: then k earlier rows of the part score at least as much, and a
+later row of equal score loses the tie. NaN is refused by no comparison, so it reaches the selection, which names it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,15 +28,17 @@ Products: TypeAlias = Callable[[slice, slice, np.ndarray], object]
 """``products(queries, rows, out)`` writes the scores of some queries against some rows of the bank."""
 Search: TypeAlias = Callable[[np.ndarray], Pair]
 """The reference, for some queries."""
+Map: TypeAlias = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]
+"""``map``, or that of a pool of threads."""
 
-SAMPLE, STRIDES = 16_384, (8, 64)
+SAMPLE, STRIDES = 16_384, (16, 64)
 """Rows of the sample that the first threshold is taken from, and limits of the stride that this gives."""
 LEAST, SHARE = 16_384, 8
 """Rows of a bank, and how many times as many as are wanted, from which on a scan is faster than the reference."""
-QUERIES = 256
-"""Most queries in a pass over the bank."""
-SCORES, ROWS = 2**20, 1024
-"""Of a block: about what is still in the cache when it is compared; and fewest rows."""
+QUERIES, FEW = 256, 16
+"""Most queries in a pass over the bank; and how many there should be at least, before parts are given up for memory."""
+SCORES, ROWS = 2**18, 1024
+"""Of a block: about what is still in a core's cache when it is compared; and fewest rows."""
 
 
 def pays(n: int, k: int) -> bool:
@@ -44,34 +47,76 @@ def pays(n: int, k: int) -> bool:
 
 
 def scan(
-    products: Products, reference: Search, n_queries: int, n: int, k: int, dtype: Any, budget: int = BUDGET
+    products: Products,
+    reference: Search,
+    n_queries: int,
+    n: int,
+    k: int,
+    dtype: Any,
+    budget: int = BUDGET,
+    parts: int = 1,
+    each: Map = map,
 ) -> Pair:
-    """The k largest scores of every query, by rising row: ``(B, k) scores, (B, k) int64 rows``."""
+    """The k largest scores of every query, by rising row: ``(B, k) scores, (B, k) int64 rows``.
+
+    ``each`` may work on all ``parts`` at once.
+    """
     size = int(np.dtype(dtype).itemsize)
     together = min(n_queries, QUERIES)
 
-    def width(rows: int) -> int:  # of a table: most of what passes a guess, or one block of which every row does
-        return k + max(k, rows)
-
-    def per_query(rows: int) -> int:
-        return width(rows) * (size + 8) + max(rows, -(-n // stride(n))) * (size + 1) + 2 * k * (3 * size + 8)
+    def per_query(rows: int, parts: int) -> int:  # candidates are held twice when they are put in order
+        return parts * (2 * _room(k, rows) * (size + 8) + rows * (size + 1)) + -(-n // stride(n)) * size
 
     rows = max(ROWS, SCORES // together)
-    while rows > ROWS and per_query(rows) * together > budget:
+    while rows > ROWS and per_query(rows, parts) * together > budget:
         rows //= 2
+    while parts > 1 and per_query(rows, parts) * FEW > budget:
+        parts -= 1
     values, indices = np.empty((n_queries, k), dtype), np.empty((n_queries, k), np.int64)
-    for some in kernels.blocks(n_queries, min(QUERIES, budget // per_query(rows))):
-        table = _Table(some.stop - some.start, width(rows), k, dtype)
-        table.threshold[:, 0] = _guess(products, some, n, k, dtype)
-        _fill(table, products, some, n, rows)
-        values[some], indices[some] = table.best()
-        if (few := some.start + np.flatnonzero(table.filled < k)).size:
+    for some in kernels.blocks(n_queries, min(QUERIES, budget // per_query(rows, parts))):
+        first, count = some.start, some.stop - some.start
+
+        def ours(queries: slice, rows: slice, out: np.ndarray, first: int = first) -> object:
+            return products(_shifted(queries, first), rows, out)
+
+        values[some], indices[some] = _search(ours, count, n, k, dtype, rows, parts, each)
+        if (few := some.start + np.flatnonzero((values[some] == -np.inf).any(axis=1))).size:
             values[few], indices[few] = reference(few)
+    return values, indices
+
+
+def _search(products: Products, n_queries: int, n: int, k: int, dtype: Any, size: int, parts: int, each: Map) -> Pair:
+    """One pass over the bank; -inf where fewer than k candidates of a query were found."""
+    threshold = np.empty((n_queries, 1), dtype)
+    values, indices = np.empty((n_queries, k), dtype), np.empty((n_queries, k), np.int64)
+
+    def guess(queries: slice) -> None:
+        threshold[queries, 0] = _guess(products, queries, n, k, dtype)
+
+    def fill(rows: slice) -> Pair:
+        candidates = _Candidates(threshold.copy(), k, n_queries * _room(k, size))
+        _fill(candidates, products, rows, size)
+        return candidates.table()
+
+    def select(queries: slice) -> None:
+        scores, rows = (np.concatenate([x[queries] for x in xs], axis=1) for xs in zip(*tables, strict=True))
+        values[queries], indices[queries] = _best(scores, rows, k)
+
+    shares = _shares(n_queries, parts)
+    list(each(guess, shares))
+    tables = list(each(fill, _shares(n, parts)))
+    list(each(select, shares))
     return values, indices
 
 
 def top_k(x: np.ndarray, k: int) -> Pair:
     """Select the k-th largest value, then keep what reaches it: faster than a selection of indices."""
+    flat = _reaching(x, k)
+    return np.take(x, flat), flat - x.shape[1] * np.arange(len(x))[:, None]
+
+
+def _reaching(x: np.ndarray, k: int) -> np.ndarray:
+    """Where the k largest of every row are in the flat array: (B, k)."""
     n = x.shape[1]
     threshold = np.partition(x, n - k, axis=1)[:, n - k, None]
     reach = x >= threshold
@@ -80,8 +125,7 @@ def top_k(x: np.ndarray, k: int) -> Pair:
         raise NotFiniteError("the bank must be finite; a score against it is NaN")
     for i in np.flatnonzero(surplus):  # more equals at the k-th place than places: the last ones go
         reach[i, np.flatnonzero(x[i] == threshold[i])[-surplus[i] :]] = False
-    flat = np.flatnonzero(reach).reshape(-1, k)
-    return np.take(x, flat), flat % n
+    return np.flatnonzero(reach).reshape(-1, k)
 
 
 def stride(n: int) -> int:
@@ -106,58 +150,85 @@ def _guess(products: Products, queries: slice, n: int, k: int, dtype: Any) -> np
     return below
 
 
-def _fill(table: _Table, products: Products, queries: slice, n: int, size: int) -> None:
-    """One pass over the bank."""
-    n_queries = queries.stop - queries.start
-    room, marks = np.empty(n_queries * size, table.values.dtype), np.empty(n_queries * size, bool)
-    for rows in kernels.blocks(n, size):
-        width = rows.stop - rows.start
+def _fill(candidates: _Candidates, products: Products, span: slice, size: int) -> None:
+    """One pass over a part of the bank."""
+    n_queries = len(candidates.threshold)
+    room, marks = np.empty(n_queries * size, candidates.threshold.dtype), np.empty(n_queries * size, bool)
+    for some in kernels.blocks(span.stop - span.start, size):
+        rows, width = _shifted(some, span.start), some.stop - some.start
         block = room[: n_queries * width].reshape(n_queries, width)
         passed = marks[: n_queries * width].reshape(n_queries, width)
-        products(queries, rows, block)
-        if not table.add(block, rows.start, passed):
-            table.tighten()
-            table.add(block, rows.start, passed)
+        products(slice(0, n_queries), rows, block)
+        if not candidates.add(block, rows.start, passed):
+            candidates.tighten()
+            candidates.add(block, rows.start, passed)
 
 
-class _Table:
-    """Candidates of every query, by rising row, and the threshold that the next must exceed."""
+class _Candidates:
+    """Of every query, from a part of the bank; and the threshold that the next must exceed."""
 
-    def __init__(self, n_queries: int, width: int, k: int, dtype: Any) -> None:
-        self.k = k
-        self.values = np.empty((n_queries, width), dtype)
-        self.indices = np.empty((n_queries, width), np.int64)
-        self.filled = np.zeros(n_queries, np.int64)
-        self.threshold = np.full((n_queries, 1), -np.inf, dtype)
+    def __init__(self, threshold: np.ndarray, k: int, room: int) -> None:
+        self.threshold, self.k, self.room = threshold, k, room
+        self.filled = 0
+        self.blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        """Scores and rows, by query, then by row; and how many of each query."""
 
     def add(self, block: np.ndarray, first: int, passed: np.ndarray) -> bool:
-        """Add what exceeds the threshold, unless the table is too small for it."""
+        """Add what exceeds the threshold, unless there is no room for it."""
         np.less_equal(block, self.threshold, out=passed)
         np.logical_not(passed, out=passed)  # so that NaN passes
-        flat = np.flatnonzero(passed)  # by query, then by row
-        n_queries, size = block.shape
-        bounds = np.searchsorted(flat, size * np.arange(n_queries + 1))
-        counts = np.diff(bounds)
-        if (self.filled + counts).max() > self.values.shape[1]:
+        flat = np.flatnonzero(passed)
+        if self.filled + flat.size > self.room:
             return False
-        query = np.arange(n_queries)
-        into = np.arange(flat.size) + np.repeat(query * self.values.shape[1] + self.filled - bounds[:-1], counts)
-        self.values.reshape(-1)[into] = np.take(block, flat)
-        self.indices.reshape(-1)[into] = flat + np.repeat(first - query * size, counts)
-        self.filled += counts
+        n_queries, size = block.shape
+        starts = size * np.arange(n_queries + 1)
+        counts = np.diff(np.searchsorted(flat, starts))
+        self.blocks.append((np.take(block, flat), flat + np.repeat(first - starts[:-1], counts), counts))
+        self.filled += flat.size
         return True
 
-    def best(self) -> Pair:
-        """The k best of every query; rubbish where there are fewer."""
-        width = max(self.k, int(self.filled.max()))
-        values = self.values[:, :width].copy()
-        values[np.arange(width) >= self.filled[:, None]] = -np.inf
-        best, columns = top_k(values, self.k)
-        query = np.arange(len(columns))[:, None]
-        return best, np.take(self.indices, columns + query * self.indices.shape[1])
+    def table(self) -> Pair:
+        """Scores and rows of each query (B, width), by rising row; -inf where a query has fewer than another."""
+        values, rows, many = zip(*self.blocks, strict=True)
+        counts = np.stack(many)
+        width = int(counts.sum(axis=0).max())
+        places = np.cumsum(counts, axis=0) - counts + width * np.arange(counts.shape[1])  # of the first of each
+        counts = counts.reshape(-1)
+        into = np.arange(self.filled) + np.repeat(places.reshape(-1) - np.cumsum(counts) + counts, counts)
+        scores = np.full((len(self.threshold), width), -np.inf, self.threshold.dtype)
+        of = np.zeros(scores.shape, np.int64)
+        scores.reshape(-1)[into], of.reshape(-1)[into] = np.concatenate(values), np.concatenate(rows)
+        if np.isnan(scores).any():
+            raise NotFiniteError("the bank must be finite; a score against it is NaN")
+        return scores, of
 
     def tighten(self) -> None:
         """Keep the k best of every query, the least of which is its new threshold."""
-        self.values[:, : self.k], self.indices[:, : self.k] = values, _ = self.best()
-        np.minimum(self.filled, self.k, out=self.filled)
+        values, rows = _best(*self.table(), self.k)
         np.maximum(self.threshold, values.min(axis=1, keepdims=True), out=self.threshold)
+        held = values > -np.inf
+        self.blocks = [(values[held], rows[held], held.sum(axis=1))]
+        self.filled = int(held.sum())
+
+
+def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> Pair:
+    """The k best of each query, in the order they have; then -inf where there are fewer."""
+    if (lacking := k - scores.shape[1]) > 0:
+        scores = np.pad(scores, ((0, 0), (0, lacking)), constant_values=-np.inf)
+        rows = np.pad(rows, ((0, 0), (0, lacking)))
+    flat = _reaching(scores, k)
+    return np.take(scores, flat), np.take(rows, flat)
+
+
+def _room(k: int, rows: int) -> int:
+    """For the candidates of a query: most of what passes a guess, or k and one block of which every row does."""
+    return k + max(k, rows)
+
+
+def _shares(n: int, parts: int) -> list[slice]:
+    """About equal parts of ``range(n)``."""
+    return list(kernels.blocks(n, -(-n // parts)))
+
+
+def _shifted(some: slice, by: int) -> slice:
+    return slice(some.start + by, some.stop + by)

@@ -161,6 +161,13 @@ def assign(x: Array, centroids: Array, budget: int = CACHE) -> tuple[Array, Arra
 
 
 @Kernel
+def entries(x: Array, indices: Array) -> Array:
+    """``x[indices]``: ``(N,), (B, k) -> (B, k)``."""
+    xp = array_namespace(x, indices)
+    return xp.reshape(xp.take(x, xp.reshape(indices, (-1,))), indices.shape)
+
+
+@Kernel
 def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     """Dot products with chosen rows: ``(B, D), (N, D), (B, k) -> (B, k)``. Differentiable in ``z``."""
     xp = array_namespace(z, bank, indices)

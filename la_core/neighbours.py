@@ -94,13 +94,11 @@ def verdict(labels: Array, indices: Array, neighbours: Array, combine: str) -> t
     The undecided would be repelled for want of a vote, so an objective leaves them out of the background.
     """
     xp = array_namespace(labels, indices, neighbours)
-    flat = xp.reshape(neighbours, (-1,))
     # Labels compare within one clustering only: compare clustering by clustering, then combine.
     agreements = []
     for h in range(labels.shape[0]):
         mine = xp.take(labels[h, :], indices)[:, None]
-        theirs = xp.reshape(xp.take(labels[h, :], flat), neighbours.shape)
-        agreements.append((mine == theirs) & (mine >= 0))
+        agreements.append((kernels.entries(labels[h, :], neighbours) == mine) & (mine >= 0))
     if combine != "majority":
         return reduce(or_ if combine == "union" else and_, agreements), None
     votes = reduce(add, (xp.astype(agreement, xp.int32) for agreement in agreements))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -97,11 +98,9 @@ class ImageView:
 
     def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """(H, W[, C]) uint8 -> (C, size, size) float32."""
-        from PIL import Image
-
         if sample.dtype != np.uint8 or sample.ndim not in (2, 3):
             raise DataError(f"an image must be (H, W) or (H, W, C) uint8; got {sample.shape} {sample.dtype}")
-        whole = Image.fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
+        whole = _pillow().fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
         image = self._centre(whole) if rng is None else self._random(whole, rng)
         pixels = np.asarray(image, dtype=np.float32)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
@@ -117,21 +116,19 @@ class ImageView:
         return self._resize(image, (left, top, left + side, top + side))
 
     def _resize(self, image: Any, box: tuple[float, ...]) -> Any:
-        from PIL import Image
-
-        return image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        return image.resize((self.size, self.size), _pillow().Resampling.BILINEAR, box=box)
 
     def _random(self, image: Any, rng: np.random.Generator) -> Any:
-        from PIL import Image
-
+        pillow = _pillow()
         image = self._resize(image, self._crop_box(image.width, image.height, rng))
         if self.degrees or self.shift or self.shear or self.scale != (1.0, 1.0):
-            image = image.transform(image.size, Image.Transform.AFFINE, self._affine(rng), Image.Resampling.BILINEAR)
+            affine, bilinear = pillow.Transform.AFFINE, pillow.Resampling.BILINEAR
+            image = image.transform(image.size, affine, self._affine(rng), bilinear)
         if image.mode == "RGB" and rng.random() < self.grayscale:
             image = image.convert("L").convert("RGB")
         image = self._jittered(image, rng)
         if rng.random() < self.flip:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            image = image.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
         return image
 
     def _crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, ...]:
@@ -160,15 +157,27 @@ class ImageView:
         return (a, b, half - a * x - b * y, c, d, half - c * x - d * y)
 
     def _jittered(self, image: Any, rng: np.random.Generator) -> Any:
-        from PIL import Image
-
         for which in rng.permutation(4).tolist():
             strength = self.jitter[which]
             if not strength or (image.mode != "RGB" and which >= 2):
                 continue
             amount = rng.uniform(-strength, strength)
-            image = _turn_hue(image, amount) if which == 3 else Image.blend(_without(which, image), image, 1 + amount)
+            less = None if which == 3 else _without(which, image)
+            image = _turn_hue(image, amount) if less is None else _pillow().blend(less, image, 1 + amount)
         return image
+
+
+@cache
+def _pillow() -> Any:
+    """``PIL.Image``, looked up once: a view asks for it several times."""
+    from PIL import Image
+
+    return Image
+
+
+@lru_cache(4)
+def _black(mode: str, size: tuple[int, int]) -> Any:
+    return _pillow().new(mode, size)
 
 
 def _without(which: int, image: Any) -> Any:
@@ -176,14 +185,13 @@ def _without(which: int, image: Any) -> Any:
 
     What Pillow's ``ImageEnhance`` blends with, whose mean takes a third of the time of a small view.
     """
-    from PIL import Image
-
     if which == 0:
-        return Image.new(image.mode, image.size)
-    gray = image.convert("L")
+        return _black(image.mode, image.size)
+    gray = image if image.mode == "L" else image.convert("L")
     if which == 1:
-        gray = Image.new("L", image.size, int(np.asarray(gray).mean() + 0.5))
-    return gray.convert(image.mode)
+        pixels = np.frombuffer(gray.tobytes(), np.uint8)
+        gray = _pillow().new("L", image.size, int(int(pixels.sum()) / pixels.size + 0.5))
+    return gray if image.mode == "L" else gray.convert(image.mode)
 
 
 def default_view(sample: np.ndarray) -> View:
@@ -195,8 +203,6 @@ def default_view(sample: np.ndarray) -> View:
 
 def _turn_hue(image: Any, amount: float) -> Any:
     """Turn the hue by ``amount`` of a full circle, in [-0.5, 0.5]."""
-    from PIL import Image
-
     hue, saturation, value = image.convert("HSV").split()
     turned = (np.asarray(hue, dtype=np.int32) + round(amount * 256)) % 256
-    return Image.merge("HSV", (Image.fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")
+    return _pillow().merge("HSV", (_pillow().fromarray(turned.astype(np.uint8)), saturation, value)).convert("RGB")

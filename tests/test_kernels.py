@@ -12,6 +12,7 @@ from variants import ACROSS, NUMPY, STRICT, TORCH, assert_close, assert_same
 
 import la_core
 from la_core import kernels
+from la_core.backends.torch.kernels import top_k_of_torch
 
 KERNELS = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, kernels.Kernel)}
 LIBRARIES = {"numpy": NUMPY, "torch": TORCH}
@@ -43,6 +44,7 @@ def arguments(name, rng, integers):
         "put_rows": lambda: (real(n, dim), written, real(n, dim)[written]),
         "nearest": lambda: (real(batch, dim), real(n, dim), k, budget),
         "assign": lambda: (real(n, dim), real(k, dim), budget),
+        "entries": lambda: (real(n, 1)[:, 0], chosen),
         "scores_at": lambda: (real(batch, dim), real(n, dim), chosen),
         "weighted_rows": lambda: (real(batch, k), real(n, dim), chosen),
         "softmax_mean": lambda: (real(batch, dim), real(n, dim), 0.5, budget),
@@ -55,6 +57,14 @@ def call(kernel, variant, args, dtype):
     ]
     results = kernel(*there)
     return [variant.to_host(x) for x in (results if isinstance(results, tuple) else (results,))]
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_selection_by_torch_itself_equals_its_reference(seed):
+    """What answers on a GPU; on a CPU NumPy does."""
+    x, k = arguments("top_k", np.random.default_rng(seed), integers=True)
+    for ours, theirs in zip(top_k_of_torch(torch.from_numpy(x), k), kernels.top_k.reference(x, k), strict=True):
+        assert_same(ours.numpy(), theirs)
 
 
 def test_every_override_has_a_variant_and_every_kernel_arguments():

@@ -139,7 +139,8 @@ def test_a_run_through_all_lists_is_the_exact_run(name, views):
 
     exact, through = history(), history(search="lists", probes=3)
     for one, other in zip(exact, through, strict=True):
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        # a difference of two log sums of about 1 / temperature, which float32 rounds by 1e-6
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-6)
         assert ("recall" in other) == (other["phase"] != "warm-up")
     assert through[-1]["recall"] == 1.0
     few = history(search="lists", probes=1)

@@ -95,7 +95,7 @@ means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
 nearest_centroid = on_seeds(test_clusters.law_every_row_is_with_its_nearest_centroid)
 
 WEIGHTS = "mass / total - close_mass / close_total"
-THEIRS = "xp.take(labels[h, :], flat)"
+THEIRS = "kernels.entries(labels[h, :], neighbours)"
 PUT = "kernels.put_rows(bank, indices, rows)"
 
 BUGS = (
@@ -106,8 +106,8 @@ BUGS = (
     Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
     Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
     Bug("log of the wrong k", objectives._ratio, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative),
-    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "xp.take(labels[h - 1, :], flat)", renaming),
-    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "xp.take(labels[h - 1, :], flat)", within),
+    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "kernels.entries(labels[h - 1, :], neighbours)", renaming),
+    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "kernels.entries(labels[h - 1, :], neighbours)", within),
     Bug("only the first clustering counts", neighbours.verdict, "range(labels.shape[0])", "range(1)", derivative),
     Bug("no cluster is a cluster", neighbours.verdict, "& (mine >= 0)", "", derivative),
     Bug("anchors off by one", neighbours.verdict, "xp.take(labels[h, :], indices)", "xp.take(labels[h, :], (indices + 1) % labels.shape[1])", permuting),
@@ -123,9 +123,12 @@ BUGS = (
         lambda variant, case: test_bank.law_update_is_the_mixed_mean(variant, make_case(int(case.n_background), n=2, batch=5)))),
     Bug("index off by one between blocks", kernels.nearest.reference, "columns + rows.start", "columns + rows.start - int(rows.start > 0)", exact_search),
     Bug("last block forgotten", kernels.nearest.reference, "blocks(bank.shape[0], ", "blocks(max(k, bank.shape[0] - 1), ", exact_search),
-    Bug("a guess that was too high is believed", scan.scan, "table.filled < k", "table.filled < 0", test_scan.law_a_guess_is_verified),
-    Bug("scanned rows counted from the block's first", scan._Table.add, "first - query * size", "-query * size", scanned),
-    Bug("a full table raises the threshold too far", scan._Table.tighten, "values.min(", "values.max(", scanned),
+    Bug("a guess that was too high is believed", scan.scan, "== -np.inf", "== np.inf", test_scan.law_a_guess_is_verified),
+    Bug("scanned rows counted from the block's first", scan._Candidates.add, "np.repeat(first - starts", "np.repeat(-starts", scanned),
+    Bug("without room the threshold is raised too far", scan._Candidates.tighten, "values.min(", "values.max(", scanned),
+    Bug("scores with the rows of other scores", scan._Candidates.table, "np.concatenate(rows)", "np.concatenate(rows)[::-1]", scanned),
+    Bug("rows of a part counted from its first", scan._fill, "_shifted(some, span.start)", "some", scanned),
+    Bug("a part's candidates forgotten", scan._search, "for x in xs]", "for x in xs[: max(1, len(xs) - 1)]]", scanned),
     Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
     Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares, (NUMPY,)),
     Bug("means divided by one too many", kernels.segment_mean, "xp.clip(counts, min=1.0)", "(counts + 1.0)", means),

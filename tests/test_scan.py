@@ -1,12 +1,14 @@
 """The scan finds what the reference finds: its laws are those of the search, at a size where every path is taken."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from unittest import mock
 
 import numpy as np
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,17 +17,19 @@ from test_neighbours import every_dtype, law_nearest_is_exact
 from variants import NUMPY, TORCH, assert_same
 
 from la_core import kernels
+from la_core.backends import numpy as numpy_backend
 from la_core.backends import scan
+from la_core.backends.torch import kernels as torch_kernels
 from la_core.errors import NotFiniteError
 
 HOSTS = pytest.mark.parametrize("variant", [NUMPY, TORCH], ids=str)
 
 
 @contextmanager
-def small():
-    """Every search is a scan, in blocks of a few rows. Tells how often a table was full and a guess was too high."""
+def small(parts=1):
+    """Every search is a scan, in blocks of a few rows. Tells how often there was no room and a guess was too high."""
     seen = {"full": 0, "reference": 0}
-    tighten, reference = scan._Table.tighten, kernels.nearest.reference
+    tighten, reference = scan._Candidates.tighten, kernels.nearest.reference
 
     def counting(name, call):
         def run(*args):
@@ -34,17 +38,37 @@ def small():
 
         return run
 
+    @contextmanager
+    def threads():
+        with ThreadPoolExecutor(parts) as pool:
+            yield parts, pool.map
+
+    def in_threads(*args):
+        with threads() as given:
+            return scan.scan(*args, *given)
+
     with (
-        mock.patch.multiple(scan, LEAST=0, SHARE=1, STRIDES=(3, 3), SCORES=1, ROWS=3),
-        mock.patch.object(scan._Table, "tighten", counting("full", tighten)),
+        mock.patch.multiple(scan, LEAST=0, SHARE=1, STRIDES=(3, 3), SCORES=1, ROWS=3, FEW=0),
+        mock.patch.object(scan._Candidates, "tighten", counting("full", tighten)),
         mock.patch.object(kernels.nearest, "reference", counting("reference", reference)),
+        mock.patch.object(numpy_backend, "scan", in_threads),
+        mock.patch.object(torch_kernels, "_threads", threads),
     ):
         yield seen
 
 
-def law_a_scan_is_exact(variant, search, dtype=np.float64):
-    with small():
-        law_nearest_is_exact(variant, search, dtype)
+def law_a_scan_is_exact(variant, search, dtype=np.float64, parts=(1, 3)):
+    for number in parts:
+        with small(number):
+            law_nearest_is_exact(variant, search, dtype)
+
+
+@HOSTS
+@pytest.mark.parametrize("parts", [2, 7, 50])
+@given(search=searches())
+def test_parts_do_not_change_the_answer(variant, parts, search):
+    """More parts than rows, too. Some are full while others are not."""
+    law_a_scan_is_exact(variant, search, parts=(parts,))
 
 
 @HOSTS
@@ -62,7 +86,7 @@ def best(variant, z, bank, k):
 
 @HOSTS
 @pytest.mark.parametrize("batch", [1, 5])
-def test_equal_rows_fill_the_table_and_the_lowest_win(variant, batch):
+def test_equal_rows_leave_no_room_and_the_lowest_win(variant, batch):
     z, bank = np.ones((batch, 2)), np.ones((50, 2))
     with small() as seen:
         _, indices = best(variant, z, bank, 7)
@@ -71,7 +95,7 @@ def test_equal_rows_fill_the_table_and_the_lowest_win(variant, batch):
 
 
 @HOSTS
-def test_rising_scores_fill_the_table_again_and_again(variant):
+def test_rising_scores_leave_no_room_again_and_again(variant):
     z, bank = np.ones((1, 1)), np.arange(60.0)[:, None]
     with small() as seen, mock.patch.object(scan, "_guess", return_value=np.full(1, -np.inf)):
         _, indices = best(variant, z, bank, 4)
@@ -97,12 +121,27 @@ def test_a_guess_that_was_too_high_is_found_out(variant):
 
 
 @HOSTS
+@pytest.mark.parametrize("parts", [1, 4])
 @pytest.mark.parametrize("row", [0, 31, 59])
-def test_nan_is_named(variant, row):
+@pytest.mark.parametrize("k", [1, 5, 60])
+def test_nan_is_named(variant, row, k, parts):
     bank = integer_rows(0, 60, 3).astype(np.float64)
     bank[row, 1] = np.nan
-    with small(), pytest.raises(NotFiniteError, match="bank must be finite"):
-        best(variant, np.ones((2, 3)), bank, 5)
+    with small(parts), pytest.raises(NotFiniteError, match="bank must be finite"):
+        best(variant, np.ones((2, 3)), bank, k)
+
+
+def test_torch_keeps_its_threads():
+    rng = np.random.default_rng(0)
+    z, bank = (TORCH.asarray(unit_rows(rng, n, 8).astype(np.float32)) for n in (3, 20_000))
+    told = []
+    before = torch.get_num_threads()
+    kernels.nearest(z, bank, 10)
+    for _ in range(2):  # also what a new thread starts with
+        thread = threading.Thread(target=lambda: told.append(torch.get_num_threads()))
+        thread.start()
+        thread.join()
+    assert [torch.get_num_threads(), *told] == 3 * [before]
 
 
 @HOSTS

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -13,8 +15,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from la_core import kernels
-from la_core.backends import gpu
-from la_core.backends.scan import pays, scan
+from la_core.backends import gpu, scan
+from la_core.backends.scan import Map, pays
 from la_core.errors import NotFiniteError
 
 _P = ParamSpec("_P")
@@ -61,6 +63,14 @@ def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tup
 
 @kernels.top_k.override("torch")
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """On a CPU by NumPy: its selection moves values alone, by vector instructions, where PyTorch's moves pairs."""
+    if x.device.type == "cpu":
+        columns = torch.from_numpy(scan.top_k(x.detach().numpy(), k)[1])
+        return torch.gather(x, 1, columns), columns
+    return top_k_of_torch(x, k)
+
+
+def top_k_of_torch(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Select the k largest values, then keep what reaches the least of them: indices come sorted and ties settled."""
     threshold = torch.topk(x, k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     reach = x >= threshold
@@ -90,6 +100,12 @@ def put_rows(x: Tensor, indices: Tensor, rows: Tensor) -> Tensor:
     """In place."""
     with torch.no_grad():
         return x.index_copy_(0, indices.long(), rows)
+
+
+@kernels.entries.override("torch")
+def entries(x: Tensor, indices: Tensor) -> Tensor:
+    """Without a look for negative indices, which takes twice as long as the rest."""
+    return x.index_select(0, indices.reshape(-1)).view(indices.shape)
 
 
 @kernels.weighted_rows.override("torch")
@@ -124,12 +140,30 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
         scores, indices = kernels.nearest.reference(z[torch.from_numpy(queries)], bank, k, budget)
         return scores.numpy(), indices.numpy()
 
-    found = scan(
-        lambda queries, rows, out: torch.mm(z[queries], bank[rows].T, out=torch.from_numpy(out)),
-        reference,
-        *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget),
-    )
+    with _threads() as (threads, each):
+        found = scan.scan(
+            lambda queries, rows, out: torch.mm(z[queries], bank[rows].T, out=torch.from_numpy(out)),
+            reference,
+            *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget, threads, each),
+        )
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
+@contextmanager
+def _threads() -> Iterator[tuple[int, Map]]:
+    """As many as PyTorch may use, each of which computes alone.
+
+    PyTorch's own share one product, then wait for the next while one of them selects.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        yield 1, map
+        return
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield threads, pool.map
+    finally:
+        torch.set_num_threads(threads)  # a thread has a number of its own, but the last one set is that of new threads
 
 
 class _Nearest(torch.autograd.Function):
