@@ -62,9 +62,8 @@ def small(n: int) -> Settings:
 
     The warm-up compares views within a batch: at a few thousand samples the rows of a bank are too old, as measured in
     steps, for an encoder that changes fast. Half of the loss stays so afterwards, and a majority of the clusterings
-    decides, since clusters of an encoder that has seen little data are often wrong. Found by
-    ``benchmarks/learning.py``.
-    Its network has batch norm on the embedding, ``standardise=True``.
+    decides, since clusters of an encoder that has seen little data are often wrong. Meant for a network with batch norm
+    on the embedding, ``standardise=True``. Found by ``benchmarks/learning.py``.
     """
     return Settings(
         epochs=80,
