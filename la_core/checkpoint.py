@@ -44,7 +44,7 @@ MOST_MANIFEST = 4 * 2**20
 MOST_METRICS = 2**30
 """Bytes of a history."""
 MOST_BYTES = 2**42
-"""Bytes of a file of arrays; in fact no more than lie on the disk."""
+"""Bytes of a file of arrays. What a manifest says must be the size of the file, so no more is taken than that."""
 
 _NAME = re.compile(r"epoch-(\d{5,12})-step-(\d{6,12})")
 _PASSING = re.compile(rf"\.{_NAME.pattern}\.(part|old)")

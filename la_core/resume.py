@@ -235,9 +235,12 @@ def _check_place(found: Checkpoint, n: int, settings: Settings) -> None:
 def _check_state(found: Checkpoint, n: int) -> None:
     """The shapes and ranges that a run relies on, of what only a forged checkpoint has otherwise."""
     state, facts = found.arrays["state"], found.facts
+    made = facts.get("labels") is None  # labels that were brought along may be any numbers
     for name in ("labels", "health.labels"):
         x = state.get(name)
-        if x is not None and (x.ndim != 2 or x.shape[1] != n or x.dtype.kind not in "iu" or not x.size or x.max() >= n):
+        if x is None:
+            continue
+        if x.ndim != 2 or x.shape[1] != n or x.dtype.kind not in "iu" or not x.size or (made and x.max() >= n):
             raise CheckpointError(f"{name} of the checkpoint must be (H, {n}) integers below {n}; it has {x.shape}")
     centroids, rows = state.get("lists.centroids"), state.get("lists.rows")
     if (centroids is None) != (rows is None) or (

@@ -77,7 +77,7 @@ def test_workers_go_on_in_the_middle_of_an_epoch(tmp_path):
 
 
 def test_labels_that_were_brought_go_on(tmp_path):
-    mine = {"labels": CLASSES[None]}
+    mine = {"labels": 100 * CLASSES[None]}
     stopped("numpy", tmp_path, 11, **mine)
     with pytest.raises(CheckpointError, match="labels brought along"):
         go("numpy", tmp_path, labels=1 - CLASSES[None] // 2)
