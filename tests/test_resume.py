@@ -404,6 +404,49 @@ def test_lines_of_metrics_beyond_the_checkpoint_go(tmp_path):
     assert [record["epoch"] for record in read_metrics(tmp_path)] == [1, 2]
 
 
+def changed(array, value):
+    return np.where(np.arange(array.size).reshape(array.shape) == 3, value, array).astype(array.dtype)
+
+
+FORGED = {
+    "no bank": lambda state, facts: state.pop("bank"),
+    "a bank of other rows": lambda state, facts: state.update(bank=state["bank"][:-1]),
+    "a bank of other numbers": lambda state, facts: state.update(bank=state["bank"].astype(np.float64)),
+    "a bank with NaN": lambda state, facts: state.update(bank=changed(state["bank"], np.nan)),
+    "labels beyond N": lambda state, facts: state.update(labels=changed(state["labels"], 48)),
+    "labels of floats": lambda state, facts: state.update(labels=state["labels"].astype(np.float32)),
+    "rows beyond N": lambda state, facts: state.update({"lists.rows": changed(state["lists.rows"], 48)}),
+    "half of the lists": lambda state, facts: state.pop("lists.centroids"),
+    "another step": lambda state, facts: facts.update(step=facts["step"] + 1),
+    "no step": lambda state, facts: facts.pop("step"),
+    "no epoch": lambda state, facts: facts.pop("epoch"),
+    "an epoch of words": lambda state, facts: facts["epoch"].update(inertia="much"),
+    "a phase that is none": lambda state, facts: facts.update(phase=3),
+    "warnings that are none": lambda state, facts: facts.update(warnings={"a": 1}),
+    "settings that are none": lambda state, facts: facts.update(settings=[]),
+    "an unknown setting": lambda state, facts: facts["settings"].update(call="os.system"),
+    "other samples": lambda state, facts: facts.update(data=None),
+}
+
+
+@pytest.fixture(scope="module")
+def lists_halfway(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lists") / "run"
+    stopped("numpy", folder, 12, settings=KINDS["lists"])
+    return folder
+
+
+@pytest.mark.parametrize("forged", FORGED)
+def test_a_forged_state_is_refused_before_anything_changes(lists_halfway, forged):
+    found = Checkpoints(lists_halfway / "checkpoints").latest()
+    data, settings = la_core.samples(FEATURES, CLASSES), KINDS["lists"].resolved(48)
+    of = resume.identity(data, runs.VIEW, None)
+    resume.fit(found, data, settings, of)
+    FORGED[forged](found.arrays["state"], found.facts)
+    with pytest.raises(CheckpointError):
+        resume.fit(found, data, settings, of)
+
+
 # From one library to another ----------------------------------------------------------------------------------------
 
 
