@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constrain
 MYPY := ../../$(BIN)/mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo demo-quick test lint types tests agreement bench bench-large bench-quick learning learning-quick wheel clean
+.PHONY: help venv demo demo-quick test lint types tests soak agreement bench bench-large bench-quick learning learning-quick wheel clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | while IFS="$$(printf '\t')" read -r name what; do \
@@ -46,6 +46,9 @@ types: $(READY)  ## mypy, strict, on the package and the examples
 
 tests: $(READY)  ## pytest
 	$(BIN)/pytest
+
+soak: $(READY)  ## kill, cut the power and damage checkpoints, for long: the figures of docs/reliability.md (an hour or two)
+	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m soak
 
 agreement: $(READY)  ## the table: how far each library is from NumPy, function by function
 	PYTHONPATH=tests $(BIN)/python -m agreement.table

@@ -9,7 +9,10 @@
     ├── SettingsError (ValueError)   a setting that no run could use
     ├── DataError                    an empty source, an unreadable or missing image: names the file or the index
     ├── BackendError                 an unknown backend, or one whose library is not installed: says what to install
-    └── RunFolderError               a run folder that cannot be written, or that holds something already
+    ├── RunFolderError               a run folder that cannot be written, holds something already, or is in use
+    └── CheckpointError              a checkpoint that is damaged, of another run, or cannot be written
+
+Terminated (SystemExit) is no error: a run that was asked to end by SIGTERM has saved itself, and the status is 143.
 
 A message says what was expected, what came, and, where it is not plain, what to do. It is raised before any state
 changes: the bank, the labels and the arguments are what they were.
@@ -55,4 +58,19 @@ class BackendError(LaCoreError):
 
 
 class RunFolderError(LaCoreError):
-    """A run folder that cannot be written, or that holds something already."""
+    """A run folder that cannot be written, that holds something already, or in which another run is at work."""
+
+
+class CheckpointError(LaCoreError):
+    """A checkpoint that is damaged, that belongs to another run or a newer version, or that cannot be written."""
+
+
+class Terminated(SystemExit):
+    """A run was asked to end (SIGTERM), finished its step, and saved itself. Uncaught, the exit status is 143."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(143)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message

@@ -4,7 +4,9 @@ settings.json     every setting, automatic values resolved
 metrics.jsonl     one line for each epoch
 embeddings.npz    bank (N, D) and labels (H, N)
 encoder.npz       the encoder's weights by name
-status.json       how far the run came: running, finished, interrupted or failed
+status.json       how far the run came: running, finished, interrupted, terminated or failed
+checkpoints/      the run between two steps, to go on from: see la_core.checkpoint
+run.lock          there while a run is at work
 curves.png        drawn by la_core.report
 """
 
@@ -14,37 +16,101 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
 
-from la_core.errors import RunFolderError
+from la_core import lock
+from la_core.checkpoint import Checkpoint, Checkpoints
+from la_core.errors import CheckpointError, RunFolderError
 from la_core.settings import Settings
+from la_core.storage import Storage
+
+CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
     """Writes one run. Files appear whole: each is written beside its place and renamed into it.
 
-    Making it only claims an empty folder; :meth:`start` writes the first files.
+    Making it only claims the folder, for this run alone until :meth:`close`; :meth:`start` writes the first files.
+
+    Parameters
+    ----------
+    path
+        A new or an empty folder, or by ``resume`` one that holds checkpoints.
+    resume
+        ``"never"``: the folder must be empty. ``"auto"``: go on from its newest checkpoint, or begin if it is empty.
+        ``"must"``: go on.
+
+    Attributes
+    ----------
+    checkpoints
+        Those of the folder.
+    found
+        The one to go on from, or None.
+
+    Raises
+    ------
+    RunFolderError
+        It cannot be made or written, holds something else, or another run is at work in it.
+    CheckpointError
+        None of its checkpoints can be used, or by ``"must"`` there is none.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, resume: str = "never") -> None:
         self.path = Path(path)
         try:
+            new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            held = next(self.path.iterdir(), None)
+            for folder in new:
+                Storage().sync_folder(folder.parent)
         except OSError as error:
             raise RunFolderError(f"the run folder {self.path} cannot be made: {error}") from error
-        if held is not None:
-            raise RunFolderError(f"the run folder {self.path} is not empty (it holds {held.name}); name another one")
+        if resume == "never":
+            self._refuse_what_it_holds("name another one, or go on with its run by resume='auto'")
         if not os.access(self.path, os.W_OK):
             raise RunFolderError(f"the run folder {self.path} cannot be written")
+        self._lock = lock.Lock(self.path)
+        self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
+        try:
+            self.found = self._found(resume)
+        except BaseException:
+            self.close()
+            raise
 
-    def start(self, settings: Settings) -> None:
-        """Settings, empty metrics, and the status of a run that has begun."""
-        settings.save(self.path / "settings.json")
-        (self.path / "metrics.jsonl").touch()
-        self.status("running", epoch=0, epochs=settings.epochs)
+    def _found(self, resume: str) -> Checkpoint | None:
+        found = None if resume == "never" else self.checkpoints.latest()
+        if found is None and resume == "must":
+            raise CheckpointError(f"{self.path} holds no checkpoint to go on from")
+        if found is None:
+            self._refuse_what_it_holds("and no checkpoint: name another one")
+        return found
+
+    def _refuse_what_it_holds(self, advice: str) -> None:
+        """Anything but what a run leaves that was killed before its first checkpoint."""
+        ours = self.path / CHECKPOINTS
+        held = [file for file in self.path.iterdir() if file.name != lock.NAME and file != ours]
+        held += [file for file in ours.iterdir() if not file.name.startswith(".")] if ours.is_dir() else []
+        if held:
+            raise RunFolderError(f"the run folder {self.path} is not empty (it holds {min(held).name}); {advice}")
+
+    def start(self, settings: Settings, history: list[dict[str, Any]] | None = None) -> None:
+        """Settings, the metrics so far and no line more, and the status of a run that has begun."""
+        lines = "".join(json.dumps(record) + "\n" for record in history or [])
+        self._whole("settings.json", settings.save)
+        self._whole("metrics.jsonl", lambda file: file.write_text(lines))
+        self.status("running", epoch=len(history or []), epochs=settings.epochs)
+
+    def close(self) -> None:
+        """Give the folder free for another run."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
 
     def append(self, record: Mapping[str, Any]) -> None:
         """One more line of metrics."""

@@ -140,7 +140,8 @@ class Health:
     def __init__(self) -> None:
         self.labels: np.ndarray | None = None
         """(H, N) labels at the last record, with which the next round is compared."""
-        self._said: set[str] = set()
+        self.said: set[str] = set()
+        """Short names of what was found wrong in the last record."""
 
     def record(self, run: Run) -> dict[str, Any]:
         """What the run looks like: numbers, lists and None only, as in ``metrics.jsonl``.
@@ -192,8 +193,8 @@ class Health:
     def warnings(self, record: Mapping[str, Any], settings: Settings, n: int) -> list[str]:
         """What :func:`warnings` finds in a line of metrics, save what was found in the line before as well."""
         found = warnings(record, settings, n)
-        new = [sentence for name, sentence in found.items() if name not in self._said]
-        self._said = set(found)
+        new = [sentence for name, sentence in found.items() if name not in self.said]
+        self.said = set(found)
         return new
 
     def _staleness(self, run: Run, rows: Array, z: Array) -> dict[str, float]:

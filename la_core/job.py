@@ -21,7 +21,7 @@ from la_core import digits, evaluate
 from la_core.bank import unit
 from la_core.data import ImageFolder, Samples, load, load_npz, samples
 from la_core.dryrun import Cost, plan
-from la_core.errors import DataError, LaCoreError, SettingsError
+from la_core.errors import DataError, LaCoreError, SettingsError, Terminated
 from la_core.neighbours import nearest
 from la_core.presets import preset, presets, small
 from la_core.protocol import Backend, Encoder, backend
@@ -81,6 +81,9 @@ def main(
     except KeyboardInterrupt:
         print(f"interrupted; what was learnt so far is in {options.out}", file=sys.stderr)
         return 130
+    except Terminated:
+        print(f"terminated; the same command goes on with --resume --out {options.out}", file=sys.stderr)
+        return 143
     return 0
 
 
@@ -102,6 +105,10 @@ def _parser(framework: str, encoders: Mapping[str, Recipe], networks: Networks |
     add("--device", help="device in the framework's own words, such as cpu or cuda:0")
     add("--seed", type=int, default=0, help="the one seed of the run")
     add("--out", metavar="FOLDER", help="a new folder for the run; by default the next free one under runs/")
+    add("--resume", nargs="?", const="auto", default="never", choices=("auto", "must", "never"),
+        help="go on with the run in --out; begin it where there is none, unless must is said")  # fmt: skip
+    add("--checkpoint-every", type=int, default=1, metavar="N", help="so many units between checkpoints; 0 for none")
+    add("--checkpoint-unit", choices=("epochs", "steps"), default="epochs", help="of --checkpoint-every")
     add("--workers", type=int, default=0, metavar="N", help="processes that load images ahead")
     add("--skip-broken", action="store_true", help="leave out files of --data that cannot be read, and name them")
     add("--quick", action="store_true", help="a twentieth of the epochs, to see that everything runs")
@@ -139,6 +146,8 @@ class _Job:
         options = self.options
         library = backend(self.framework, options.device)
         own = options.data is not None
+        if options.resume != "never" and not options.out:
+            raise SettingsError("--resume needs the folder of the run: give it with --out")
         named = getattr(options, "preset", None)
         if named and not own:
             raise SettingsError("a --preset is for your own images: give their folder with --data")
@@ -158,7 +167,7 @@ class _Job:
         print(f"{named or options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
         print(settings, flush=True)
         encoder = self.recipe.make_encoder(library, settings, shape)
-        table = _Table(train_set, test_set, view, settings)
+        table = _Table(train_set, test_set, view, settings, options.out / "table.json")
         run = train(
             train_set,
             encoder,
@@ -169,13 +178,15 @@ class _Job:
             folder=options.out,
             callbacks=[table, Recorder(options.out, train_set.class_names)],
             workers=options.workers,
+            resume=options.resume,
+            checkpoint_every=options.checkpoint_every,
+            checkpoint_unit=options.checkpoint_unit,
         )
         if table.rows:
             print(f"\n{table}\n")
             if self.options.quick:
                 print("quick: everything ran, in too few epochs to learn from; leave --quick out to see what it learns")
             (options.out / "table.txt").write_text(f"{table}\n")
-            (options.out / "table.json").write_text(json.dumps(table.rows, indent=2) + "\n")
             _gallery(run, table, options.out / "neighbours.png")
         else:
             print("\nthe classes are not known, so there is no accuracy to show")
@@ -213,8 +224,8 @@ class _Table(Callback):
 
     baselines = ("raw pixels", "untrained encoder")
 
-    def __init__(self, data: Samples, test: Samples | None, view: ImageView, settings: Settings) -> None:
-        self.data, self.test, self.view, self.settings = data, test, view, settings
+    def __init__(self, data: Samples, test: Samples | None, view: ImageView, settings: Settings, file: Path) -> None:
+        self.data, self.test, self.view, self.settings, self.file = data, test, view, settings, file
         self.known = test is not None and test.classes is not None and data.classes is not None
         self.rows: dict[str, tuple[float | None, float | None]] = {}
         """Accuracy of the embedding and of the layer before it, by name."""
@@ -243,6 +254,11 @@ class _Table(Callback):
             self.rows["raw pixels"] = (self.accuracy(self.pixels(self.data), self.pixels(self.test)), None)
             self._add("untrained encoder", run)
 
+    def on_resume(self, run: Run) -> None:
+        """The rows of before."""
+        if self.known and self.file.is_file():
+            self.rows = {name: (row[0], row[1]) for name, row in json.loads(self.file.read_text()).items()}
+
     def on_phase_end(self, run: Run) -> None:
         """One more row."""
         if self.known:
@@ -254,6 +270,9 @@ class _Table(Callback):
             self.accuracy(here.embeddings, there.embeddings),
             self.accuracy(here.features, there.features),
         )
+        beside = self.file.with_name(f".{self.file.name}.part")
+        beside.write_text(json.dumps(self.rows, indent=2) + "\n")
+        beside.replace(self.file)
 
     def __str__(self) -> str:
         s = self.settings

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from array_api_compat import array_namespace
 
+from la_core.errors import KindError
 from la_core.kernels import Array
 from la_core.protocol import Backend
 from la_core.randomness import generator
@@ -96,3 +97,24 @@ class MLP:
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over weights by name."""
         self._parameters = {name: self._backend.asarray(weights[name]) for name in self._parameters}
+
+    def training_state(self) -> dict[str, np.ndarray]:
+        """Both moments of each weight, named ``0.weight.first``, ``0.weight.second``, ..., and the ``steps`` made."""
+        state = {"steps": np.array(self._steps)}
+        for name, moments in self._moments.items():
+            for order, x in zip(_ORDERS, moments, strict=True):
+                state[f"{name}.{order}"] = np.array(self._backend.to_host(x))
+        return state
+
+    def load_training_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over moments and steps, from a perceptron of the same sizes on any backend."""
+        mine = {name: x.shape for name, x in self.training_state().items()}
+        given = {name: np.shape(x) for name, x in state.items()}
+        if mine != given:
+            raise KindError(f"moments of another perceptron: they must be {mine}; got {given}")
+        asarray = self._backend.asarray
+        self._moments = {n: (asarray(state[f"{n}.first"]), asarray(state[f"{n}.second"])) for n in self._parameters}
+        self._steps = int(state["steps"])
+
+
+_ORDERS = ("first", "second")

@@ -14,12 +14,12 @@ class Progress(Callback):
 
     def __init__(self) -> None:
         self._bar: Any = None
-        self._began = 0.0
+        self._began, self._from = 0.0, 0
         self._last = ""
 
     def on_start(self, run: Run) -> None:
         """Open the bar."""
-        self._began = time.perf_counter()
+        self._began, self._from = time.perf_counter(), len(run.history)
         if not sys.stderr.isatty():
             return
         try:
@@ -27,7 +27,15 @@ class Progress(Callback):
         except ImportError:
             return
         total = run.settings.epochs * len(run.data)
-        self._bar = tqdm(total=total, unit=" samples", unit_scale=True, dynamic_ncols=True, file=sys.stderr)
+        done = self._from * len(run.data)
+        self._bar = tqdm(
+            total=total, initial=done, unit=" samples", unit_scale=True, dynamic_ncols=True, file=sys.stderr
+        )
+
+    def on_resume(self, run: Run) -> None:
+        """Say from where; then as at the start."""
+        print(f"goes on after {len(run.history)} epochs, at step {run.step}", file=sys.stderr, flush=True)
+        self.on_start(run)
 
     def on_step(self, run: Run, loss: float) -> None:
         """Move the bar."""
@@ -42,10 +50,11 @@ class Progress(Callback):
         if self._bar is None:
             done = run.epoch + 1
             passed = time.perf_counter() - self._began
-            to_go = passed / done * (run.settings.epochs - done)
+            here = done - self._from  # epochs since the start of this process
+            to_go = passed / here * (run.settings.epochs - done)
             print(
                 f"{run.phase}, epoch {done}/{run.settings.epochs}: loss {record['loss']:.3f}{self._last}, "
-                f"{done * len(run.data) / passed:.0f} samples/s, {to_go:.0f} s to go",
+                f"{here * len(run.data) / passed:.0f} samples/s, {to_go:.0f} s to go",
                 file=sys.stderr,
                 flush=True,
             )

@@ -25,6 +25,8 @@ class Encoder(Protocol):
     """Maps a batch of samples to embeddings, and learns. It owns its weights and its optimizer.
 
     ``weights`` and ``load`` carry the learnt state as plain NumPy arrays by name, so that it can be saved and moved.
+    ``training_state`` and ``load_training_state`` carry what else the next step depends on, between encoders of one
+    class only: with both, a run that was stopped goes on to the bit.
     """
 
     def apply(self, batch: Array) -> tuple[Array, Array]:
@@ -45,6 +47,20 @@ class Encoder(Protocol):
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over what :meth:`weights` gave."""
+        ...
+
+    def training_state(self) -> dict[str, np.ndarray]:
+        """A copy of what the next step needs beside the weights, by name: moments of the optimizer, generators."""
+        ...
+
+    def load_training_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`training_state` of an encoder of this class gave, after :meth:`load`.
+
+        Raises
+        ------
+        KindError, ShapeError
+            Of another optimizer or network: nothing is changed then.
+        """
         ...
 
 

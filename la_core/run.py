@@ -53,6 +53,9 @@ class Callback:
     def on_start(self, run: Run) -> None:
         """The bank is filled; no step has been made."""
 
+    def on_resume(self, run: Run) -> None:
+        """In place of :meth:`on_start`, where a run goes on from a checkpoint: what came after that comes again."""
+
     def on_step(self, run: Run, loss: float) -> None:
         """A batch was learnt and its bank rows were updated."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,13 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from la_core import check, evaluate, lists
+from la_core import check, evaluate, lists, termination
 from la_core.bank import State, random_rows, unit, update
 from la_core.clusters import cluster
 from la_core.data import Samples, Workers, batches, load, samples
-from la_core.errors import NotFiniteError, ShapeError
+from la_core.errors import NotFiniteError, SettingsError, ShapeError, Terminated
 from la_core.folder import RunFolder
-from la_core.health import Health
 from la_core.kernels import Array
 from la_core.objectives import (
     Terms,
@@ -34,6 +33,7 @@ from la_core.objectives import (
 from la_core.progress import Progress
 from la_core.protocol import Backend, Encoder
 from la_core.randomness import derived_seed, generator
+from la_core.resume import MODES, UNITS, Memory, Saving, fit, identity, restore, snapshot
 from la_core.run import AGGREGATION, WARM_UP, Callback, Run
 from la_core.settings import Settings
 from la_core.views import View, default_view
@@ -57,6 +57,9 @@ def train(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     workers: int = 0,
+    resume: str = "never",
+    checkpoint_every: int = 1,
+    checkpoint_unit: str = "epochs",
 ) -> Run:
     """Learn embeddings in which like things gather.
 
@@ -79,13 +82,21 @@ def train(
     labels
         (H, N) integers: close neighbours that you bring yourself. No clustering is made then.
     folder
-        An empty or a new folder for the files of the run: see :mod:`la_core.folder`.
+        An empty or a new folder for the files of the run: see :mod:`la_core.folder`. SIGTERM then ends the run as
+        said below, unless the program handles it itself or this is not the main thread.
     callbacks
         Told of every step, epoch and phase, in order.
     progress
         A live bar on stderr.
     workers
         Processes that load batches ahead; 0 loads them in this one. The batches are the same.
+    resume
+        ``"auto"``: go on from the newest checkpoint in ``folder``, or begin where there is none; ``"must"``: go on;
+        ``"never"``: begin, in an empty folder. Give the same data, settings and a new encoder: the run then goes on to
+        the bit as if it had not been stopped.
+    checkpoint_every, checkpoint_unit
+        A checkpoint in ``folder`` each so many ``"epochs"`` or ``"steps"``, and at the end; 0 for none. The two newest
+        stay.
 
     Returns
     -------
@@ -98,7 +109,12 @@ def train(
         Bad settings, data or labels, before anything is learnt; embeddings that are not finite, at the step where
         they arise and before the bank is touched. ``KeyboardInterrupt`` passes through. In every case the run folder
         is left complete up to the last epoch, with the state as it stands.
+    CheckpointError
+        A checkpoint of another run, or damaged; one that cannot be written.
+    Terminated
+        SIGTERM came: the step was finished and a checkpoint saved. It is a ``SystemExit`` of status 143.
     """
+    _check_resume(folder, resume, checkpoint_every, checkpoint_unit)
     source = samples(data)
     settings = (settings or Settings()).resolved(len(source))
     view = view or default_view(source[0])
@@ -108,45 +124,81 @@ def train(
             f"labels must be integers of shape (H, {len(source)}), one row for each clustering; "
             f"got {labels.shape} {labels.dtype}"
         )
-    files = None if folder is None else RunFolder(folder)
-    backend.seed(settings.seed)
     told = [*callbacks, *([Progress()] if progress else [])]
     tests = None if test is None else samples(test)
-    with Workers(workers, source, *([] if tests is None else [tests])) as loaders:
-        bank = backend.asarray(_first_bank(source, view, encoder, backend, settings, loaders))
-        run = Run(source, tests, view, encoder, backend, settings, State(bank), workers=loaders)
-        if files is not None:
-            files.start(settings)
-        return _Trainer(run, files, told, None if labels is None else backend.asarray(labels)).train()
+    with (
+        nullcontext() if folder is None else RunFolder(folder, resume) as files,
+        Workers(workers, source, *([] if tests is None else [tests])) as loaders,
+    ):
+        backend.seed(settings.seed)
+        found = None if files is None else files.found
+        of = {} if files is None else identity(source, view, labels)
+        if found is None:
+            bank = _first_bank(source, view, encoder, backend, settings, loaders)
+        else:
+            fit(found, source, settings, of)
+            bank = found.arrays["state"]["bank"]
+        run, memory = Run(source, tests, view, encoder, backend, settings, State(backend.asarray(bank))), Memory()
+        run.workers = loaders
+        if found is not None:
+            restore(found, run, memory)
+        saving = Saving(of, checkpoint_every, checkpoint_unit)
+        return _Trainer(run, memory, files, saving, told, None if labels is None else backend.asarray(labels)).train()
+
+
+def _check_resume(folder: str | Path | None, resume: str, every: int, unit: str) -> None:
+    for name, value, allowed in (("resume", resume, MODES), ("checkpoint_unit", unit, UNITS)):
+        if value not in allowed:
+            raise SettingsError(f"{name} must be one of {', '.join(map(repr, allowed))}; got {value!r}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 0:
+        raise SettingsError(f"checkpoint_every must be an integer of at least 0; got {every!r}")
+    if resume != "never" and folder is None:
+        raise SettingsError(f"resume={resume!r} needs the folder of the run: folder=...")
 
 
 class _Trainer:
     """The loop, and what it keeps between epochs beside the run itself."""
 
     def __init__(
-        self, run: Run, folder: RunFolder | None, callbacks: Sequence[Callback], given_labels: Array | None
+        self,
+        run: Run,
+        memory: Memory,
+        folder: RunFolder | None,
+        saving: Saving,
+        callbacks: Sequence[Callback],
+        given_labels: Array | None,
     ) -> None:
-        self.run, self.folder, self.callbacks, self.given_labels = run, folder, callbacks, given_labels
-        self.seconds: dict[str, float] = {}
-        self.inertia: list[float] = []
-        self.lists: lists.Lists | None = None
-        self.recall: list[float] = []
-        self.health = Health()
+        self.run, self.memory, self.folder, self.saving = run, memory, folder, saving
+        self.callbacks, self.given_labels = callbacks, given_labels
+        self.termination = termination.Notice()
         self._compile()
 
     def train(self) -> Run:
+        with termination.heeded(self.folder is not None) as self.termination:
+            return self._train()
+
+    def _train(self) -> Run:
         run = self.run
+        begins = run.step == 0
+        if self.folder is not None:
+            if begins:
+                self._keep()
+            self.folder.start(run.settings, run.history)
         try:
-            self._tell("on_start")
-            for epoch in range(run.settings.epochs):
+            self._tell("on_start" if begins else "on_resume")
+            for epoch in range(len(run.history), run.settings.epochs):
                 run.epoch = epoch
                 run.phase = WARM_UP if run.epoch < run.settings.warmup_epochs else AGGREGATION
                 self._epoch()
                 if epoch + 1 in (run.settings.warmup_epochs, run.settings.epochs):
                     self._tell("on_phase_end")
+                self._keep()
             run.status = "finished"
         except KeyboardInterrupt:
             run.status = "interrupted"
+            raise
+        except Terminated:
+            run.status = "terminated"
             raise
         except BaseException:
             run.status = "failed"
@@ -157,48 +209,49 @@ class _Trainer:
         return run
 
     def _epoch(self) -> None:
-        run, settings = self.run, self.run.settings
-        self.seconds, self.inertia, self.recall = {}, [], []
-        began = time.perf_counter()
+        run, settings, memory = self.run, self.run.settings, self.memory
         order = batches(len(run.data), settings.batch(run.epoch), seed=settings.seed, epoch=run.epoch)
-        losses, close = [], []
         keys = [(settings.seed, run.epoch), (derived_seed(settings.seed, "second view"), run.epoch)]
-        with closing(run.workers.load(run.data, order, run.view, *keys[: settings.views])) as loaded:
-            for number in range(len(order)):
+        with closing(run.workers.load(run.data, order[memory.number :], run.view, *keys[: settings.views])) as loaded:
+            for number in range(memory.number, len(order)):
                 if run.phase == AGGREGATION and self._due(number, len(order)):
                     self._cluster()
                 with self._clock("load"):
                     indices, views = next(loaded)
                 loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
-                losses.append(loss)
+                memory.losses.append(loss)
                 if n_close is not None:
-                    close.append(n_close)
+                    memory.close.append(n_close)
                 run.step += 1
+                memory.number += 1
                 run.last_batch = len(indices)
-                self._tell("on_step", float(losses[-1].mean()))
+                self._tell("on_step", float(loss.mean()))
+                if memory.number < len(order) or self.termination.given:  # at the end the epoch's record comes first
+                    self._keep()
         record: dict[str, Any] = {
             "epoch": run.epoch + 1,
             "step": run.step,
             "phase": run.phase,
-            "loss": float(np.concatenate(losses).mean()),
+            "loss": float(np.concatenate(memory.losses).mean()),
             "learning_rate": settings.rate(run.epoch),
         }
-        if close:
-            sizes = np.concatenate(close)
+        if memory.close:
+            sizes = np.concatenate(memory.close)
             record |= {"without_close": float((sizes == 0).mean()), "mean_close": float(sizes.mean())}
-        if self.inertia:
-            record["inertia"] = self.inertia
-        if self.recall:
-            record["recall"] = self.recall[-1]
+        if memory.inertia:
+            record["inertia"] = memory.inertia
+        if memory.recall:
+            record["recall"] = memory.recall[-1]
         if settings.knn_every and (run.epoch + 1) % settings.knn_every == 0:
             record |= self._measure()
         if settings.health_every and (run.epoch + 1) % settings.health_every == 0:
             with self._clock("health"):
-                record["health"] = self.health.record(run)
-            record["warnings"] = self.health.warnings(record, settings, len(run.data))
-        total = time.perf_counter() - began
-        record["seconds"] = {name: round(s, 4) for name, s in self.seconds.items()} | {"epoch": round(total, 4)}
+                record["health"] = memory.health.record(run)
+            record["warnings"] = memory.health.warnings(record, settings, len(run.data))
+        total = time.perf_counter() - memory.began
+        record["seconds"] = {name: round(s, 4) for name, s in memory.seconds.items()} | {"epoch": round(total, 4)}
         run.history.append(record)
+        memory.next_epoch()
         if self.folder is not None:
             self.folder.append(record)
             self.folder.status(run.status, epoch=run.epoch + 1, epochs=settings.epochs)
@@ -235,7 +288,7 @@ class _Trainer:
         """The loss of the phase, and the state as it was."""
         run, settings = self.run, self.run.settings
         if run.phase == AGGREGATION:
-            return self._aggregate(z, state, rows, self.lists)
+            return self._aggregate(z, state, rows, self.memory.lists)
         if settings.warmup != "nce":
             return self._discriminate(z, state, rows)
         draw = generator(settings.seed, "noise", run.step)
@@ -321,7 +374,7 @@ class _Trainer:
                     start=run.state.labels if settings.cluster_start == "last" else None,
                 )
             run.state = run.state._replace(labels=result.labels)
-            self.inertia = self._host(result.inertia).tolist()
+            self.memory.inertia = self._host(result.inertia).tolist()
         if settings.search == "lists":
             with self._clock("lists"):
                 self._list()
@@ -333,10 +386,11 @@ class _Trainer:
         assert settings.probes is not None
         bank, labels = run.state.bank, run.state.labels
         xp = array_namespace(bank)
-        self.lists = lists.lists(bank, labels, 1 + int(xp.max(labels)))
+        self.memory.lists = lists.lists(bank, labels, 1 + int(xp.max(labels)))
         some = generator(settings.seed, "recall", run.step).integers(len(run.data), size=RECALLED)
         queries = xp.take(bank, run.backend.asarray(some), axis=0)
-        self.recall.append(lists.recall(queries, bank, self.lists, settings.n_background, settings.probes))
+        recall = lists.recall(queries, bank, self.memory.lists, settings.n_background, settings.probes)
+        self.memory.recall.append(recall)
 
     def _measure(self) -> dict[str, Any]:
         """Weighted kNN against the bank: of the test samples, or leave-one-out where there are none."""
@@ -360,6 +414,17 @@ class _Trainer:
             )
         return {"knn": float((self._host(predicted) == truth).mean())}
 
+    def _keep(self) -> None:
+        """A checkpoint where one is due, and where the run has been asked to end; then it does."""
+        if self.folder is None:
+            return
+        asked, every = self.termination.given, self.saving.every
+        if self.saving.due(self.run, self.memory) or (asked and every):
+            self.folder.checkpoints.save(snapshot(self.run, self.memory, self.saving.identity))
+        if asked:
+            kept = "it goes on by resume='auto'" if every else "without a checkpoint, for checkpoint_every is 0"
+            raise Terminated(f"the run in {self.folder.path} was asked to end after step {self.run.step}; {kept}")
+
     def _save(self) -> None:
         if self.folder is None:
             return
@@ -382,7 +447,8 @@ class _Trainer:
     def _clock(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+        seconds = self.memory.seconds
+        seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
 def _first_bank(

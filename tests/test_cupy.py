@@ -337,6 +337,12 @@ class Recorder:
     def load(self, weights):
         self.loaded = weights
 
+    def training_state(self):
+        return {"momentum": self.weight.detach().numpy()}
+
+    def load_training_state(self, state):
+        self.kept = state
+
 
 def test_nothing_is_copied():
     theirs = Recorder()
@@ -357,9 +363,12 @@ def test_the_rest_is_the_encoders_own():
     ours = DLPackEncoder(theirs, la_core.backend("numpy"))
     ours.step(0.25)
     ours.load({"weight": 1})
+    ours.load_training_state({"momentum": 2})
     assert theirs.rate == 0.25
     assert theirs.loaded == {"weight": 1}
     assert list(ours.weights()) == ["weight"]
+    assert theirs.kept == {"momentum": 2}
+    assert list(ours.training_state()) == ["momentum"]
 
 
 def test_two_devices_are_refused():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from la_core import digits, job
+from la_core.errors import Terminated
 from la_core.folder import read_metrics
 from la_core.mlp import MLP
 from la_core.settings import Settings
@@ -108,6 +109,8 @@ def test_help_explains_every_option(capsys):
         "--out",
         "--quick",
         "--size",
+        "--resume",
+        "--checkpoint-every",
     ):
         assert option in out
 
@@ -116,3 +119,57 @@ def test_a_missing_demo_package_says_what_to_install(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "sklearn", None)
     assert call() == 2
     assert "pip install 'la-core[demo]'" in capsys.readouterr().err
+
+
+def lines(folder):
+    return [{name: x for name, x in record.items() if name != "seconds"} for record in read_metrics(folder)]
+
+
+def test_the_same_command_goes_on_with_resume(tmp_path, monkeypatch, capsys):
+    """Interrupted in the warm-up and after it: table, densities and metrics are those of the run in one go."""
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 8, 8), dtype=np.uint8), np.arange(40) % 2
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    options = ("--data", tmp_path / "x.npz", "--size", 8, "--out")
+    assert call(*options, tmp_path / "whole") == 0
+
+    class Stop(job.Callback):
+        def on_step(self, run, loss):
+            if run.step == at:
+                raise KeyboardInterrupt
+
+    def stopped(*args, callbacks, **rest):
+        return train(*args, callbacks=[*callbacks, Stop()], **rest)
+
+    train = job.train
+    monkeypatch.setattr(job, "train", stopped)
+    steps = ("--resume", "--checkpoint-every", 1, "--checkpoint-unit", "steps")
+    for at in (2, 4):  # noqa: B007  (the callback reads it)
+        assert call(*options, tmp_path / "parts", *steps) == 130
+    monkeypatch.undo()
+    assert call(*options, tmp_path / "parts", "--resume", "must") == 0
+    assert "goes on after" in capsys.readouterr().err
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+    for name in ("table.json", "evaluation.json", "settings.json", "status.json"):
+        assert (tmp_path / "parts" / name).read_text() == (tmp_path / "whole" / name).read_text(), name
+    with np.load(tmp_path / "parts" / "evaluation.npz") as one, np.load(tmp_path / "whole" / "evaluation.npz") as other:
+        assert set(one) == set(other)
+        for name in one:
+            np.testing.assert_array_equal(one[name], other[name])
+
+
+def test_resume_needs_its_folder_and_sigterm_is_143(tmp_path, monkeypatch, capsys):
+    assert call("--resume") == 2
+    assert "--resume needs the folder of the run" in capsys.readouterr().err
+
+    def asked(*args, **options):
+        raise Terminated("asked")
+
+    monkeypatch.setattr(job, "train", asked)
+    np.savez(tmp_path / "x.npz", images=np.zeros((12, 8, 8), np.uint8))
+    assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "run") == 143
+    assert "--resume --out" in capsys.readouterr().err
+    assert call("--data", tmp_path / "x.npz", "--out", tmp_path / "none", "--resume", "must") == 143
+    monkeypatch.undo()
+    assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "none", "--resume", "must") == 2
+    assert "no checkpoint to go on from" in capsys.readouterr().err

@@ -121,6 +121,12 @@ class AsTheyAre:
     def load(self, weights):
         pass
 
+    def training_state(self):
+        return {}
+
+    def load_training_state(self, state):
+        pass
+
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
 @pytest.mark.parametrize("views", [1, 2])

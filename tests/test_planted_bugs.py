@@ -2,10 +2,6 @@
 
 # ruff: noqa: E501  (one line for each bug)
 
-import ast
-import inspect
-import sys
-import textwrap
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +13,7 @@ import test_neighbours
 import test_objectives
 import test_scan
 import test_tiles
+from planting import mutated
 from strategies import TEMPERATURES, make_case, make_search
 from variants import NUMPY, TORCH
 
@@ -25,17 +22,6 @@ from la_core.backends import scan
 from la_core.backends.torch import kernels as torch_kernels
 
 TRIALS = 12
-
-
-def mutated(function, before, after):
-    """The code of ``function`` with ``before`` in its source replaced by ``after``."""
-    source = textwrap.dedent(inspect.getsource(function))
-    assert source.count(before) == 1, f"{function.__name__} no longer says {before!r} once: plant the bug anew"
-    tree = ast.parse(source.replace(before, after))
-    tree.body[0].decorator_list.clear()
-    scope = dict(vars(sys.modules[function.__module__]))
-    exec(compile(tree, f"<planted in {function.__name__}>", "exec"), scope)
-    return scope[function.__name__].__code__
 
 
 @dataclass(frozen=True)

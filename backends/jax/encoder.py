@@ -128,19 +128,20 @@ class JaxEncoder:
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over weights by name: all that :meth:`weights` names, in its shapes."""
-        mine = self._named()
-        if set(mine) != set(weights):
-            missing, unknown = sorted(set(mine) - set(weights)), sorted(set(weights) - set(mine))
-            raise KindError(f"weights of another encoder: missing {missing[:3]}, unknown {unknown[:3]}")
-        for name, x in mine.items():
-            if _numbers(x).shape != np.shape(weights[name]):
-                raise ShapeError(f"{name} must have shape {_numbers(x).shape}; got {np.shape(weights[name])}")
-        taken = [_like(x, weights[name]) for name, x in mine.items()]
+        taken = _taken("weights", self._named(), weights)
         self.parameters, self.state = jax.tree.unflatten(jax.tree.structure((self.parameters, self.state)), taken)
 
+    def training_state(self) -> dict[str, np.ndarray]:
+        """The optimizer's state as NumPy arrays, named by their path; keys of dropout are among the weights."""
+        return {name: np.array(_numbers(x)) for name, x in _by_path(self.moments).items()}
+
+    def load_training_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over the state of the same optimizer on the same parameters."""
+        taken = _taken("optimizer state", _by_path(self.moments), state)
+        self.moments = jax.tree.unflatten(jax.tree.structure(self.moments), taken)
+
     def _named(self) -> dict[str, Array]:
-        leaves = jax.tree_util.tree_leaves_with_path({"parameters": self.parameters, "state": self.state})
-        return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+        return _by_path({"parameters": self.parameters, "state": self.state})
 
 
 class NnxEncoder(JaxEncoder):
@@ -303,6 +304,22 @@ def _embedding(z: Array) -> Array:
 def _widened(x: Array) -> Array:
     """Half precision as float32."""
     return x.astype(jnp.float32) if x.dtype in (jnp.float16, jnp.bfloat16) else x
+
+
+def _by_path(tree: Tree) -> dict[str, Array]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): x for path, x in leaves}
+
+
+def _taken(what: str, mine: dict[str, Array], given: Mapping[str, np.ndarray]) -> list[Array]:
+    """The given arrays in the order, on the device and of the dtype of mine, if they have its names and shapes."""
+    if set(mine) != set(given):
+        missing, unknown = sorted(set(mine) - set(given)), sorted(set(given) - set(mine))
+        raise KindError(f"{what} of another encoder: missing {missing[:3]}, unknown {unknown[:3]}")
+    for name, x in mine.items():
+        if _numbers(x).shape != np.shape(given[name]):
+            raise ShapeError(f"{name} must have shape {_numbers(x).shape}; got {np.shape(given[name])}")
+    return [_like(x, given[name]) for name, x in mine.items()]
 
 
 def _numbers(x: Array) -> Array:

@@ -85,6 +85,14 @@ class DLPackEncoder:
         """The encoder's."""
         self.encoder.load(weights)
 
+    def training_state(self) -> dict[str, np.ndarray]:
+        """The encoder's."""
+        return self.encoder.training_state()
+
+    def load_training_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """The encoder's."""
+        self.encoder.load_training_state(state)
+
     def _returned(self, x: Tensor) -> Array:
         y = self._namespace.from_dlpack(x.detach())
         return y if device(y) == self._device else to_device(y, self._device)  # a device that is only simulated

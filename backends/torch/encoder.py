@@ -175,6 +175,65 @@ class TorchEncoder:
         """Take over weights by name."""
         self.module.load_state_dict({name: torch.tensor(x) for name, x in weights.items()})
 
+    def training_state(self) -> dict[str, np.ndarray]:
+        """What the optimizer keeps for each parameter, the scaler of float16, and where PyTorch's generators stand.
+
+        Names begin with the optimizer's class: ``SGD.0.momentum_buffer``, ``AdamW.3.exp_avg``.
+
+        Raises
+        ------
+        KindError
+            An optimizer that keeps more than tensors and numbers for a parameter.
+        """
+        state = {"generator.cpu": torch.get_rng_state().numpy().copy()}
+        if self.device.type == "cuda":
+            state["generator.cuda"] = torch.cuda.get_rng_state(self.device).numpy().copy()
+        if self._scaler.is_enabled():
+            numbers = self._scaler.state_dict()
+            state |= {f"scaler.{name}": np.array(numbers[name]) for name in _SCALER}
+        if self.optimizer is not None:
+            kind = type(self.optimizer).__name__
+            for place, kept in self.optimizer.state_dict()["state"].items():
+                for name, x in kept.items():
+                    if x is None:
+                        continue
+                    if not isinstance(x, Tensor | int | float):
+                        raise KindError(f"{kind} keeps a {type(x).__name__} ({name}), which a checkpoint cannot hold")
+                    array = _widened(x.detach()).cpu().numpy().copy() if isinstance(x, Tensor) else np.array(x)
+                    state[f"{kind}.{place}.{name}" + ("" if isinstance(x, Tensor) else _NUMBER)] = array
+        return state
+
+    def load_training_state(self, state: Mapping[str, np.ndarray]) -> None:
+        """Take over what :meth:`training_state` gave, of the same optimizer on the same parameters.
+
+        Raises
+        ------
+        KindError
+            Of another optimizer, or of another number of parameters: nothing is changed then.
+        """
+        kept: dict[int, dict[str, Any]] = {}
+        kind = type(self.optimizer).__name__
+        groups = self.optimizer.param_groups if self.optimizer is not None else []
+        parameters = [p for group in groups for p in group["params"]]
+        for name, x in state.items():
+            first, place, rest = (*name.split(".", 2), "", "")[:3]
+            if first in ("generator", "scaler"):
+                continue
+            if first != kind or not place.isdecimal() or int(place) >= len(parameters):
+                raise KindError(f"this encoder has {kind} on {len(parameters)} parameters; got {name}")
+            number = rest.endswith(_NUMBER)
+            value = x.item() if number else _beside(parameters[int(place)], x)
+            kept.setdefault(int(place), {})[rest.removesuffix(_NUMBER)] = value
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": kept})
+        if self._scaler.is_enabled() and f"scaler.{_SCALER[0]}" in state:
+            given = {name: state[f"scaler.{name}"].item() for name in _SCALER}
+            self._scaler.load_state_dict({**self._scaler.state_dict(), **given})
+        if "generator.cpu" in state:
+            torch.set_rng_state(torch.tensor(state["generator.cpu"]))
+        if "generator.cuda" in state and self.device.type == "cuda":
+            torch.cuda.set_rng_state(torch.tensor(state["generator.cuda"]), self.device)
+
     def torch_weights(self) -> dict[str, np.ndarray]:
         """A copy of the weights that :mod:`la_core.export` writes: all but the counters of batch norm."""
         return {name: x for name, x in self.weights().items() if not name.endswith("num_batches_tracked")}
@@ -194,6 +253,16 @@ class TorchEncoder:
     def network(self) -> str:
         """The name of the module's class."""
         return type(self.module).__name__
+
+
+_NUMBER = ".number"  # of a plain number that the optimizer keeps, which must not come back as a tensor
+_SCALER = ("scale", "_growth_tracker")
+
+
+def _beside(parameter: Tensor, x: np.ndarray) -> Tensor:
+    """A tensor laid out in memory as the parameter is: an optimizer's sums differ in their last bits otherwise."""
+    given = torch.tensor(x)
+    return torch.empty_like(parameter, dtype=given.dtype).copy_(given) if given.shape == parameter.shape else given
 
 
 def _kept(x: Tensor) -> Tensor:

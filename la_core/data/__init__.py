@@ -4,11 +4,13 @@
     image_folder.py   a folder of images          images.py   one image: decoded, upright, 8 bits, on white
     arrays.py         arrays, .npy and .npz       hub.py      a Hugging Face data set
     loading.py        order of an epoch, a batch  workers.py  batches loaded ahead, in the processes of pool.py
+    fingerprint.py    which samples, in which order
 
 A sample is addressed by its place in the source, always: that number is its row in the bank, before any shuffling.
 """
 
 from la_core.data.arrays import MappedArray
+from la_core.data.fingerprint import fingerprint
 from la_core.data.hub import from_hub
 from la_core.data.image_folder import ImageFolder
 from la_core.data.images import MAX_PIXELS
@@ -24,6 +26,7 @@ __all__ = [
     "Source",
     "Workers",
     "batches",
+    "fingerprint",
     "from_hub",
     "load",
     "load_npz",

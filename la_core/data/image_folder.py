@@ -114,6 +114,11 @@ class ImageFolder:
         self.classes = np.array([number[f] for f in folders if f is not None]) if number else None
 
     @property
+    def names(self) -> list[str]:
+        """The path of each image below the folder, with / between its parts."""
+        return list(self._names)
+
+    @property
     def files(self) -> list[Path]:
         """The file of each image."""
         return [self.root / name for name in self._names]

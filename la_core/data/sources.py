@@ -52,7 +52,7 @@ class Samples:
     def part(self, indices: np.ndarray) -> Samples:
         """Some of the samples, numbered anew from 0."""
         classes = None if self.classes is None else self.classes[indices]
-        return Samples(_Part(self.source, indices), classes, self.class_names)
+        return Samples(Part(self.source, indices), classes, self.class_names)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """The sample as it is: an image (H, W[, C]) uint8, or any float array."""
@@ -75,15 +75,17 @@ class Samples:
         return sample
 
 
-class _Part:
+class Part:
+    """Some samples of a source, in an order of their own."""
+
     def __init__(self, source: Source, indices: np.ndarray) -> None:
-        self._source, self._indices = source, indices
+        self.source, self.indices = source, indices
 
     def __len__(self) -> int:
-        return len(self._indices)
+        return len(self.indices)
 
     def __getitem__(self, index: int) -> Any:
-        return self._source[int(self._indices[index])]
+        return self.source[int(self.indices[index])]
 
 
 def samples(data: object, classes: Any = None) -> Samples:

@@ -24,8 +24,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -68,6 +70,14 @@ class Recorder(Callback):
         """The densities of a bank that the untrained encoder has filled."""
         if run.settings.bank_start == "encoder":
             self._density(run, "untrained")
+        self._write()
+
+    def on_resume(self, run: Run) -> None:
+        """What was recorded before the run was stopped; what comes again takes its own place again."""
+        with suppress(OSError, ValueError, BadZipFile):  # missing or cut off: the page says what it lacks
+            facts = json.loads((self.folder / JSON).read_text())
+            with np.load(self.folder / ARRAYS, allow_pickle=False) as saved:
+                self.facts, self.arrays = self.facts | facts, dict(saved)
 
     def on_phase_end(self, run: Run) -> None:
         """The densities of the bank as it stands."""
@@ -92,10 +102,11 @@ class Recorder(Callback):
         found = evaluate.densities(
             run.state.bank, k_local=k_local, indices=run.backend.asarray(chosen), budget=run.settings.budget
         )
-        self.arrays[f"density_{len(self.facts['phases'])}"] = np.stack(
+        if phase not in self.facts["phases"]:
+            self.facts["phases"].append(phase)
+        self.arrays[f"density_{self.facts['phases'].index(phase)}"] = np.stack(
             [run.backend.to_host(x).astype(np.float32) for x in found]
         )
-        self.facts["phases"].append(phase)
         self.facts["density"] = {"k_local": k_local, "k_background": min(4096, n - 1), "samples": len(chosen)}
 
     def _neighbours(self, run: Run, train: np.ndarray) -> None:

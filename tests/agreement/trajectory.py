@@ -59,6 +59,8 @@ class Net:
         module = nn.Sequential(*layers[:-1])
         self._encoder = TorchEncoder(module, make_optimizer(module, settings))
         self.apply, self.pullback, self.step = self._encoder.apply, self._encoder.pullback, self._encoder.step
+        self.training_state = self._encoder.training_state
+        self.load_training_state = self._encoder.load_training_state
         self.load(MLP(la_core.backend("numpy"), sizes, settings).weights())
 
     def weights(self):

@@ -1,0 +1,174 @@
+"""The long forms: ``make soak``, or ``PYTHONPATH=tests python -m soak --help``. Prints one line of figures for each.
+
+kills     SIGKILL at random instants of whole runs; each must end as the run that nobody killed, to the bit
+writers   SIGKILL at random instants of a process that only saves
+calls     SIGKILL before the n-th system call of a save with rotation, n = 1, 2, ..., by strace where it may trace
+power     power loss at every operation of a save, and many ways in which the disk may be left
+mutants   checkpoints with one thing changed
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from killing import apart
+
+TESTS = Path(__file__).parent
+CALLS = "openat,write,fsync,rename,unlink,rmdir,mkdir,close"
+SAVER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from test_checkpoint import sample
+from la_core.checkpoint import Checkpoints
+checkpoints = Checkpoints(Path(sys.argv[1]))
+checkpoints.latest()
+print("ready", flush=True)
+sys.stdin.readline()
+checkpoints.save(sample(2))
+print("saved", flush=True)
+"""
+
+
+def kills(options, folder, name):
+    """Runs on one backend. JAX does not survive a fork: there each attempt starts a process, and takes seconds."""
+    if name == "jax":
+        count, killed = apart("soak:jax_kills", folder, options.jax_runs, options.seed, timeout=36_000)
+        return f"{killed} kills over {count} runs on jax, each process started anew: all ended to the bit"
+    count, killed = apart(
+        *("test_resume:law_killed_runs_end_as_the_whole_one", folder, name, options.runs, options.seed, options.least),
+        timeout=36_000,
+    )
+    return f"{killed} kills over {count} runs on {name}: all ended to the bit"
+
+
+JAX = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import json, jax, runs
+jax.config.update("jax_compilation_cache_dir", sys.argv[2])
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+place = None if sys.argv[3] == "-" else sys.argv[3]
+print(json.dumps(runs.outcome(runs.go("jax", place, settings=runs.KINDS[sys.argv[4]]), place)))
+"""
+
+
+def jax_kills(folder, count, seed):
+    """How many runs, and how many kills."""
+    rng, killed = np.random.default_rng(seed), 0
+    for number in range(count):
+        kind = ("plain", "lists", "two views")[number % 3]
+        place = Path(folder) / f"jax-{number}"
+        command = [sys.executable, "-c", JAX, str(TESTS), str(Path(folder) / "cache")]
+        began = time.monotonic()
+        whole = subprocess.run([*command, "-", kind], capture_output=True, check=True).stdout.splitlines()[-1]
+        long = time.monotonic() - began
+        while True:
+            try:
+                limit = rng.uniform(0.3 * long, 1.3 * long)
+                done = subprocess.run([*command, str(place), kind], capture_output=True, timeout=limit, check=True)
+                break
+            except subprocess.TimeoutExpired:  # which kills it
+                killed += 1
+        assert json.loads(done.stdout.splitlines()[-1]) == json.loads(whole)
+    return count, killed
+
+
+def writers(options, folder):
+    """A process that saves as fast as it can."""
+    apart("test_checkpoint:law_a_killed_writer_loses_nothing", folder, options.kills, options.seed, timeout=36_000)
+    return f"{options.kills} kills of a writer: 0 unreadable, 0 acknowledged checkpoints lost"
+
+
+def calls(options, folder):
+    """Before each system call of a save with rotation. Says where tracing is not allowed."""
+    from test_checkpoint import Checkpoints, assert_whole, sample
+
+    if shutil.which("strace") is None:
+        return "system calls: not tried, for strace is not installed"
+    tried = fired = 0
+    for call in CALLS.split(","):
+        for n in range(1, 400):
+            place = Path(folder) / f"{call}-{n}"
+            before = Checkpoints(place)
+            place.parent.mkdir(exist_ok=True)
+            for number in range(2):
+                before.save(sample(number))
+            told, traced = _traced([sys.executable, "-c", SAVER, str(place), str(TESTS)], call, n)
+            if "attached" not in traced:
+                return f"system calls: not tried, for strace cannot trace here: {traced.strip()[-200:]}"
+            tried += 1
+            found = Checkpoints(place).latest()
+            assert_whole(found)
+            assert found.place.number == 2 or not told
+            shutil.rmtree(place)
+            if told:
+                break
+            fired += 1
+    return f"system calls: {tried} injections, {fired} of them fired: 0 acknowledged checkpoints lost"
+
+
+def _traced(command, call, n):
+    """What a saver tells that is killed before that call of its save, and what strace says."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as saver:
+        assert saver.stdout.readline() == "ready\n"
+        trace = ["strace", "-p", str(saver.pid), "-e", f"trace={call}", "-e", f"inject={call}:signal=KILL:when={n}"]
+        with subprocess.Popen(trace, stderr=subprocess.PIPE, text=True) as tracer:
+            said = tracer.stderr.readline()
+            saver.stdin.write("\n")
+            saver.stdin.close()
+            told = saver.stdout.read()
+            saver.wait()
+            tracer.wait()
+    return told, said
+
+
+def power(options, folder):
+    """Every operation, and many disks for each."""
+    from test_checkpoint import law_a_crash_loses_nothing_that_was_acknowledged as law
+
+    told = [law(before, options.disks) for before in (0, 1, 2)]
+    points, disks = (sum(column) for column in zip(*told, strict=True))
+    return f"power loss at {points} operations of three saves, {disks} disks looked at: nothing acknowledged was lost"
+
+
+def mutants(options, folder):
+    """One checkpoint, damaged over and over."""
+    from test_checkpoint import law_a_mutant_is_refused_or_the_same as law
+
+    refused = law(Path(folder), options.mutants, np.random.default_rng(options.seed))
+    same = options.mutants - refused
+    return f"{options.mutants} mutants: {refused} refused with CheckpointError, {same} unchanged, 0 loaded wrong"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="*", help="of those above; by default all")
+    parser.add_argument("--backends", nargs="+", default=["numpy", "torch", "jax"])
+    parser.add_argument("--runs", type=int, default=20, help="on NumPy and torch, each")
+    parser.add_argument("--least", type=int, default=10, help="kills of each of them, at least")
+    parser.add_argument("--jax-runs", type=int, default=20)
+    parser.add_argument("--kills", type=int, default=200, help="of a writer")
+    parser.add_argument("--mutants", type=int, default=20_000)
+    parser.add_argument("--disks", type=int, default=1000, help="for each operation")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    jobs = {"writers": writers, "calls": calls, "power": power, "mutants": mutants}
+    for what in options.what or ["kills", *jobs]:
+        for name in options.backends if what == "kills" else [""]:
+            began = time.monotonic()
+            with tempfile.TemporaryDirectory() as folder:
+                place = Path(folder) / "place"
+                place.mkdir()
+                said = kills(options, place, name) if what == "kills" else jobs[what](options, place)
+            print(f"{said} ({time.monotonic() - began:.0f} s, seed {options.seed})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
