@@ -50,7 +50,8 @@ def from_hub(dataset: Any, column: str = "image", label: str | None = "label", *
     plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
     transformed = (getattr(dataset, "format", None) or {"type": "custom"})["type"] == "custom"
     features = getattr(dataset, "features", None) or {}
-    classes, class_names = None, ()
+    classes: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
     if label is not None and label in names:
         classes, class_names = _classes(plain, label, features.get(label))
     rows = _Column(dataset if transformed else plain, column, mode, _dtype(features.get(column)))
