@@ -9,6 +9,7 @@ prints the 11-point AP of each class at overlap 0.5. ``docs/transfer.md`` tells 
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -47,6 +48,13 @@ def parser() -> argparse.ArgumentParser:
     add("--epochs", type=int, default=17, help="(17; the learning rate falls to a tenth after 3/4 of them)")
     add("--batch-size", type=int, default=2, help="images at once (2)")
     add("--learning-rate", type=float, default=0.0025, help="(0.0025 for 2 images: 0.02 for 16)")
+    add(
+        "--size",
+        type=int,
+        default=800,
+        metavar="PIXELS",
+        help="of the shorter side (800; the longer has at most 5/3 of it)",
+    )
     add("--trainable", type=int, default=3, help="stages of the backbone that learn, from the last (3)")
     add("--device", default="cpu", help="in PyTorch's words (cpu)")
     add("--seed", type=int, default=0, help="of what the detector draws, the order, and the mirror images")
@@ -61,9 +69,9 @@ def run(options: argparse.Namespace) -> voc.AveragePrecision:
     if out.exists():
         raise RunFolderError(f"{out} is there already; name another one")
     torch.manual_seed(options.seed)
-    model = detector(len(train.classes), options.trainable)
+    model = detector(len(train.classes), options.trainable, options.size)
     dropped = fill(model, Path(options.weights))
-    print(f"backbone from {options.weights}; without {', '.join(dropped) or 'anything'}", file=sys.stderr)
+    print(f"backbone from {options.weights}" + f"; without {', '.join(dropped)}" * bool(dropped), file=sys.stderr)
     model.to(options.device)
     out.mkdir(parents=True)
     fine_tune(
@@ -78,13 +86,15 @@ def run(options: argparse.Namespace) -> voc.AveragePrecision:
     )
     torch.save(model.state_dict(), out / "detector.pt")
     result = voc.average_precision(detect(model, test, device=options.device), test.objects, test.classes)
-    facts = {"mean": result.mean, "by_class": result.by_class, "overlap": result.overlap, **vars(options)}
+    by_class = {name: None if math.isnan(ap) else ap for name, ap in result.by_class.items()}  # JSON has no NaN
+    mean = None if math.isnan(result.mean) else result.mean
+    facts = {"mean": mean, "by_class": by_class, "overlap": result.overlap, **vars(options)}
     (out / "result.json").write_text(json.dumps(facts, indent=2) + "\n")
     return result
 
 
-def detector(n_classes: int, trainable: int) -> nn.Module:
-    """torchvision's Faster R-CNN on a ResNet-50 with a feature pyramid, weights drawn anew.
+def detector(n_classes: int, trainable: int, size: int = 800) -> nn.Module:
+    """torchvision's Faster R-CNN on a ResNet-50 with a feature pyramid, weights drawn anew, nothing downloaded.
 
     Batch norm of the backbone is frozen: its statistics are those that la_core learnt.
     """
@@ -94,7 +104,8 @@ def detector(n_classes: int, trainable: int) -> nn.Module:
     except ImportError as error:
         raise BackendError(f"fine-tuning a detector needs torchvision ({error}): pip install torchvision") from None
     backbone = resnet_fpn_backbone(backbone_name="resnet50", weights=None, trainable_layers=trainable)
-    made: nn.Module = FasterRCNN(backbone, num_classes=n_classes + 1)  # class 0 is the background
+    # Class 0 is the background; 1333 of 800 pixels are torchvision's bounds.
+    made: nn.Module = FasterRCNN(backbone, num_classes=n_classes + 1, min_size=size, max_size=size * 1333 // 800)
     return made
 
 

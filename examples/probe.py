@@ -167,6 +167,8 @@ def describe(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
         "layer1.0.conv1.weight": "ResNet18",
         "conv1_1.0.weight": "VGG16",
         "conv5.0.weight": "AlexNet",
+        "features.40.weight": "TorchvisionVGG16",
+        "features.10.weight": "TorchvisionAlexNet",
         "body.0.weight": "SmallCNN",
     }
     name = next((name for key, name in names.items() if key in kernels), None)
@@ -176,7 +178,7 @@ def describe(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
         )
     first = next(
         kernels[key]
-        for key in ("conv1.weight", "conv1.0.weight", "conv1_1.0.weight", "body.0.weight")
+        for key in ("conv1.weight", "conv1.0.weight", "conv1_1.0.weight", "features.0.weight", "body.0.weight")
         if key in kernels
     )
     found: dict[str, Any] = {"channels": first.shape[1], "width": first.shape[0]}

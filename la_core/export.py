@@ -3,6 +3,9 @@
     export.save(encoder, "resnet18.safetensors")
     torchvision_resnet18.load_state_dict(safetensors.torch.load_file("resnet18.safetensors"), strict=False)
 
+torchvision's names and shapes are those of ResNet18 and ResNet50 without pre-activation, TorchvisionAlexNet and
+TorchvisionVGG16 (``vgg16_bn``).
+
 An encoder that can be exported has ``torch_weights()`` and ``load_torch_weights(weights)``: parameters and running
 statistics in PyTorch's layouts, such as ``layer1.0.conv1.weight`` (out, in, height, width).
 """
@@ -17,8 +20,8 @@ import numpy as np
 
 from la_core.errors import BackendError, DataError, KindError, ShapeError
 
-HEADS = ("fc.", "head.")
-"""Names of what makes the embedding begin with one of these."""
+HEADS = ("fc.", "head.", "classifier.6.")
+"""Names of what makes the embedding begin with one of these: ``classifier.6`` in torchvision's AlexNet and VGG16."""
 
 
 def save(encoder: Any, path: str | Path, *, head: bool = False) -> None:

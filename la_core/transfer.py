@@ -132,11 +132,13 @@ class ProbeRecipe:
     sgd: ProbeSGD
 
 
+_ALEXNET = ProbeSGD(epochs=65, drops=(45, 55), weight_decay=0.0)
+_VGG16 = ProbeSGD(epochs=51, drops=(11, 41))
 PROBES: dict[str, ProbeRecipe] = {
-    "AlexNet": ProbeRecipe(
-        tuple(f"conv{i}" for i in range(1, 6)), ProbeSGD(epochs=65, drops=(45, 55), weight_decay=0.0)
-    ),
-    "VGG16": ProbeRecipe(("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3"), ProbeSGD(epochs=51, drops=(11, 41))),
+    "AlexNet": ProbeRecipe(tuple(f"conv{i}" for i in range(1, 6)), _ALEXNET),
+    "TorchvisionAlexNet": ProbeRecipe(tuple(f"features.{i}" for i in (1, 4, 7, 9, 11)), _ALEXNET),
+    "VGG16": ProbeRecipe(("conv1_2", "conv2_2", "conv3_3", "conv4_3", "conv5_3"), _VGG16),
+    "TorchvisionVGG16": ProbeRecipe(tuple(f"features.{i}" for i in (5, 12, 22, 32, 42)), _VGG16),
     **dict.fromkeys(
         ("ResNet18", "ResNet50"), ProbeRecipe(("maxpool", "layer1", "layer2", "layer3", "layer4"), ProbeSGD())
     ),

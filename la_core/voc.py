@@ -129,7 +129,7 @@ class AveragePrecision:
         return float(np.mean(known)) if known else float("nan")
 
     def __str__(self) -> str:
-        lines = [f"{name:<20}{ap:>8.1%}" for name, ap in self.by_class.items()]
+        lines = [f"{name:<20}{'no objects' if np.isnan(ap) else f'{ap:8.1%}'}" for name, ap in self.by_class.items()]
         return "\n".join([*lines, f"{'mean':<20}{self.mean:>8.1%}   AP at overlap {self.overlap:g}, 11 points"])
 
 

@@ -4,5 +4,6 @@ import os
 
 from hypothesis import settings
 
-settings.register_profile("la-core", deadline=None, max_examples=25, derandomize="CI" in os.environ)
+examples = int(os.environ.get("LA_CORE_EXAMPLES", "25"))
+settings.register_profile("la-core", deadline=None, max_examples=examples, derandomize="CI" in os.environ)
 settings.load_profile("la-core")

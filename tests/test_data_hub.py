@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from la_core import data
+import la_core
+from la_core import data, views
 from la_core.errors import DataError, SettingsError
+from la_core.mlp import MLP
 
 
 class StandInForHub:
@@ -96,13 +98,106 @@ def test_what_cannot_be_used_says_why(make, words):
         data.from_hub(StandInForHub({"image": PICTURES}), mode="CMYK")
 
 
-def test_the_real_library():
-    datasets = pytest.importorskip("datasets")
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
-    rows = datasets.Dataset.from_dict({"image": PICTURES[::2], "label": [1, 0]}, features=features)
-    for dataset in (rows, rows.cast_column("image", datasets.Image(decode=False))):
+def test_lists_of_numbers_are_whole_features():
+    """Not a sample and its label, as tuples of other data sets are."""
+    some = data.from_hub(StandInForHub({"x": [[1.0, 2.0], [3.0, 4.0], [5.0]]}), "x")
+    np.testing.assert_array_equal([some[0], some[1]], [[1, 2], [3, 4]])
+    ragged = data.from_hub(StandInForHub({"x": [[[1.0, 2.0], [3.0]]]}), "x")
+    with pytest.raises(DataError, match="row 0 has no array of numbers in column 'x'"):
+        ragged[0]
+
+
+# The real library -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def datasets():
+    return pytest.importorskip("datasets", reason="the real library: datasets is not installed")
+
+
+@pytest.fixture
+def rows(datasets):
+    """Images of every mode, with class names, strings and features."""
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 256, (12 + i % 3, 14, 3), dtype=np.uint8)) for i in range(24)]
+    for i, mode in enumerate(("L", "RGBA", "CMYK", "P", "1")):
+        pictures[3 * i] = pictures[3 * i].convert(mode)
+    features = datasets.Features(
+        image=datasets.Image(),
+        label=datasets.ClassLabel(names=["ant", "bee", "cow"]),
+        kind=datasets.Value("string"),
+        x=datasets.List(datasets.Value("float32"), length=4),
+        grid=datasets.Array2D((2, 3), "uint8"),
+    )
+    columns = {
+        "image": pictures,
+        "label": [i % 3 for i in range(24)],
+        "kind": ["ba"[i % 2] for i in range(24)],
+        "x": rng.standard_normal((24, 4)).astype(np.float32).tolist(),
+        "grid": rng.integers(0, 256, (24, 2, 3)).tolist(),
+    }
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def brighter(given):
+    return {"image": [image.convert("RGB").point(lambda v: v // 2 + 100) for image in given["image"]]}
+
+
+def test_the_real_library_gives_images_of_one_mode_and_named_classes(datasets, rows):
+    some = data.from_hub(rows)
+    assert some.classes.tolist() == rows["label"][:]
+    assert some.class_names == ("ant", "bee", "cow")
+    assert {some[i].shape for i in range(24)} == {(12, 14, 3), (13, 14, 3), (14, 14, 3)}
+    raw = rows.cast_column("image", datasets.Image(decode=False))
+    for other in (raw, *(rows.with_format(name) for name in ("numpy", "arrow"))):
+        for i in range(24):
+            np.testing.assert_array_equal(data.from_hub(other)[i], some[i])
+    picked = data.from_hub(rows.select([5, 2]))
+    np.testing.assert_array_equal(picked[0], some[5])
+    assert picked.classes.tolist() == [2, 2]
+    named = data.from_hub(rows, "x", "kind")
+    assert (named.classes[:2].tolist(), named.class_names) == ([1, 0], ("a", "b"))
+    assert (named[0].shape, named[0].dtype) == ((4,), np.float32)
+    grid = data.from_hub(rows, "grid")[0]
+    assert (grid.shape, grid.dtype) == ((2, 3), np.uint8)
+    assert data.from_hub(rows.with_transform(brighter))[1].min() >= 100
+
+
+def test_the_real_library_in_worker_processes(datasets, rows):
+    view, order = views.ImageView(size=8, degrees=10), [np.arange(16), np.arange(16, 24)]
+    for dataset in (rows, rows.cast_column("image", datasets.Image(decode=False)), rows.shuffle(seed=0)):
         some = data.from_hub(dataset)
-        assert some.classes.tolist() == [1, 0]
-        assert [some[i][0, 0].tolist() for i in range(2)] == [[7] * 3, [255, 0, 0]]
+        here = [x for _, x in data.Workers().load(some, order, view, (0, 0))]
+        with data.Workers(2, some) as workers:
+            there = [x for _, x in workers.load(some, order, view, (0, 0))]
+        for one, other in zip(here, there, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_the_real_library_trains(rows):
+    settings = la_core.Settings(epochs=2, warmup_epochs=1, batch_size=8, n_clusters=3, n_clusterings=1)
+    some, backend = data.from_hub(rows), la_core.backend("numpy")
+    run = la_core.train(
+        some, MLP(backend, (192, 8), settings), backend=backend, settings=settings, view=views.ImageView(size=8),
+        workers=2, progress=False,
+    )  # fmt: skip
+    assert run.embed().embeddings.shape == (24, 8)
+
+
+def test_what_the_real_library_cannot_give_is_named(datasets, rows):
     with pytest.raises(DataError, match="choose a split"):
         data.from_hub(datasets.DatasetDict({"train": rows}))
+    with pytest.raises(DataError, match="streaming=False"):
+        data.from_hub(rows.to_iterable_dataset())
+    with pytest.raises(DataError, match="from_hub takes one column"):
+        data.samples(rows)[0]
+    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=["a", "b"]))
+    broken = {"image": [{"bytes": b"x", "path": "a.png"}, None], "label": [-1, -1]}
+    held_back = datasets.Dataset.from_dict(broken, features=features)
+    for dataset in (held_back, held_back.cast_column("image", datasets.Image(decode=False))):
+        some = data.from_hub(dataset)
+        assert some.classes is None
+        with pytest.raises(DataError, match=r"0.*cannot be read"):
+            some[0]
+        with pytest.raises(DataError, match="row 1 has nothing"):
+            some[1]

@@ -27,26 +27,54 @@ def features(seed=0, n=600, q=2000, n_classes=4, width=10):
     return parts
 
 
-def digits():
-    """Half of scikit-learn's digits against the other half."""
-    x, y = pytest.importorskip("sklearn.datasets").load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(y))
-    return [part for half in (order[:900], order[900:]) for part in (x[half].astype(np.float32), y[half])]
+def shipped(name, n_train):
+    """A data set of scikit-learn's, in another half for each seed."""
+    x, y = getattr(pytest.importorskip("sklearn.datasets"), f"load_{name}")(return_X_y=True)
+
+    def split(seed=0):
+        order = np.random.default_rng(seed).permutation(len(y))
+        parts = order[:n_train], order[n_train:]
+        return [part for half in parts for part in (x[half].astype(np.float32), y[half])]
+
+    return split
 
 
-def law_as_good_as_scikit_learns(given, method):
-    """Within half a point of their own standardisation and fit."""
+digits, tumours = shipped("digits", 900), shipped("breast_cancer", 280)
+
+
+def gain(given, method="lbfgs", seed=0):
+    """Accuracy of the probe less that of scikit-learn's own standardisation and fit."""
     x, y, test_x, test_y = given
     scaler = preprocessing.StandardScaler().fit(x)
     theirs = linear_model.LogisticRegression(max_iter=2000).fit(scaler.transform(x), y)
-    probe = evaluate.linear_probe(x, y, test_x, test_y, method=method)
-    assert probe.accuracy >= theirs.score(scaler.transform(test_x), test_y) - 0.005
+    probe = evaluate.linear_probe(x, y, test_x, test_y, method=method, seed=seed)
     assert probe.accuracy == np.mean(probe.predicted == test_y)
+    return probe.accuracy - theirs.score(scaler.transform(test_x), test_y)
 
 
-@pytest.mark.parametrize(("source", "method"), [(features, "lbfgs"), (features, "sgd"), (digits, "lbfgs")])
-def test_as_good_as_scikit_learns(source, method):
-    law_as_good_as_scikit_learns(source(), method)
+def law_as_good_as_scikit_learns(source, seeds, method="lbfgs"):
+    """Within half a point, or two test samples where that is more."""
+    for seed in range(seeds):
+        given = source(seed)
+        assert gain(given, method, seed) >= -max(0.005, 2 / len(given[3])), seed
+
+
+@pytest.mark.parametrize(
+    ("source", "seeds", "method"),
+    [(features, 4, "lbfgs"), (features, 1, "sgd"), (digits, 9, "lbfgs"), (tumours, 9, "lbfgs")],
+    ids=["features", "features-sgd", "digits", "tumours"],
+)
+def test_as_good_as_scikit_learns(source, seeds, method):
+    law_as_good_as_scikit_learns(source, seeds, method)
+
+
+@pytest.mark.parametrize(("source", "seeds"), [(digits, 9), (tumours, 9)], ids=["digits", "tumours"])
+def test_the_law_sees_a_choice_by_one_fifth(monkeypatch, source, seeds):
+    """What was there before: the least cross-entropy of a single fifth, which is mostly its noise."""
+    monkeypatch.setattr(module, "ENOUGH", 1)
+    monkeypatch.setattr(module, "_strongest", lambda losses: losses.mean(axis=1).argmin())
+    with pytest.raises(AssertionError):
+        law_as_good_as_scikit_learns(source, seeds)
 
 
 def test_one_weight_decay_is_scikit_learns_to_the_sample():
@@ -62,7 +90,7 @@ def test_the_law_sees_a_planted_bug(monkeypatch):
     right = module._standard
     monkeypatch.setattr(module, "_standard", lambda x: (right(x)[0], right(x)[1] ** 2))  # variance for deviation
     with pytest.raises(AssertionError):
-        law_as_good_as_scikit_learns(features(), "lbfgs")
+        law_as_good_as_scikit_learns(lambda seed: features(seed, n=200), 1)
 
 
 def test_features_are_standardised_as_scikit_learn_does(monkeypatch):
@@ -87,26 +115,44 @@ def test_test_samples_choose_nothing():
     x, y, test_x, test_y = features()
     whole, part = evaluate.linear_probe(x, y, test_x, test_y), evaluate.linear_probe(x, y, test_x[:9], -test_y[:9])
     assert whole.held_out == part.held_out
-    assert whole.weight_decay == part.weight_decay == min(whole.held_out, key=whole.held_out.get)
+    assert whole.weight_decay == part.weight_decay >= min(whole.held_out, key=whole.held_out.get)
     np.testing.assert_array_equal(whole.predicted[:9], part.predicted)
 
 
-def test_a_fifth_of_each_class_is_held_out():
+def test_each_sample_is_held_out_once_and_each_fifth_has_all_classes():
     y = np.repeat([3, -1, 7], [50, 11, 4])
     for seed in range(3):
-        apart = module._held_out(y, seed)
-        assert [int(apart[y == label].sum()) for label in (3, -1, 7)] == [10, 2, 0]
-    assert np.any(module._held_out(y, 0) != module._held_out(y, 1))
-    np.testing.assert_array_equal(module._held_out(y, 0), module._held_out(y, 0))
+        part = module._fifths(y, seed)
+        assert np.bincount(part[y == 3]).tolist() == [10] * 5
+        assert np.bincount(part[y == -1]).tolist() == [3, 2, 2, 2, 2]
+        assert (part[y == 7] == -1).all()
+    assert np.any(module._fifths(y, 0) != module._fifths(y, 1))
+    np.testing.assert_array_equal(module._fifths(y, 0), module._fifths(y, 0))
 
 
-def test_the_choice_is_by_cross_entropy():
+@pytest.mark.parametrize(("enough", "fifths"), [(10_000, 5), (150, 2), (1, 1)])
+def test_the_choice_is_by_cross_entropy_of_the_fifths_that_are_enough(monkeypatch, enough, fifths):
     metrics = pytest.importorskip("sklearn.metrics")
+    monkeypatch.setattr(module, "ENOUGH", enough)
     x, y, *_ = features()
-    apart = module._held_out(y, 0)
-    model = linear_model.LogisticRegression(max_iter=5000).fit(x[~apart, :3], y[~apart])
-    theirs = metrics.log_loss(y[apart], model.predict_proba(x[apart, :3]))
-    assert module._cross_entropy(model, x[apart, :3], y[apart]) == pytest.approx(theirs, rel=1e-5)
+    x = preprocessing.StandardScaler().fit_transform(x.astype(np.float64))
+    probe = evaluate.linear_probe(x, y, x[:9], y[:9], weight_decays=[1e-2, 1e-3], standardise=False)
+    part = module._fifths(y, 0)
+    for decay, found in probe.held_out.items():
+        theirs = []
+        for kept, asked in ((part != i, part == i) for i in range(fifths)):
+            model = linear_model.LogisticRegression(C=1 / (decay * kept.sum()), max_iter=5000).fit(x[kept], y[kept])
+            theirs.append(asked.sum() * metrics.log_loss(y[asked], model.predict_proba(x[asked])))
+        assert found == pytest.approx(sum(theirs) / np.isin(part, range(fifths)).sum(), rel=1e-5)
+
+
+def test_the_strongest_that_is_not_surely_worse_is_chosen():
+    noise = np.random.default_rng(0).standard_normal(400)
+    best, same, worse = np.ones(400), 1.001 + 0.5 * noise, 1.2 + 0.5 * noise
+    assert module._strongest(np.stack([worse, same, best, best])) == 1
+    assert module._strongest(np.stack([worse, best, same])) == 1
+    assert module._strongest(np.stack([best, worse])) == 0
+    assert module._strongest(np.stack([best + 1e-3, best])) == 1  # by little, but surely
 
 
 def law_interval_is_the_bootstraps():

@@ -145,13 +145,14 @@ def test_a_run_through_all_lists_is_the_exact_run(name, views):
 
     exact, through = history(), history(search="lists", probes=3)
     for one, other in zip(exact, through, strict=True):
-        # a difference of two log sums of about 1 / temperature, which float32 rounds by 1e-6
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=1e-6)
+        # A loss is the difference of two logarithms, each rounded to float32; a row that is lost changes it by 1e-3.
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5, abs=2e-6)
         assert ("recall" in other) == (other["phase"] != "warm-up")
     assert through[-1]["recall"] == 1.0
-    few = history(search="lists", probes=1)
-    assert 0.3 < few[-1]["recall"] <= 1.0
     assert "recall" not in exact[-1]
+    if views == 1:
+        few = history(search="lists", probes=1)
+        assert 0.3 < few[-1]["recall"] <= 1.0
 
 
 def test_lists_hold_four_times_the_background_by_default():

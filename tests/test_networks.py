@@ -29,6 +29,8 @@ TWINS = {
     "resnet50": ("ResNet50", SMALL_RESNET | {"preactivation": True, "momentum": 0.003, "projection": 12}, 9),
     "alexnet": ("AlexNet", {"dim": 8, "width": 2, "size": 99}, 99),
     "vgg16": ("VGG16", {"dim": 8, "width": 2, "size": 32, "projection": 12}, 32),
+    "torchvision-alexnet": ("TorchvisionAlexNet", {"dim": 8, "width": 2}, 99),
+    "torchvision-vgg16": ("TorchvisionVGG16", {"dim": 8, "width": 2, "projection": 12}, 40),
 }
 
 
@@ -43,7 +45,7 @@ def shallow(monkeypatch):
     """Fewer layers, where twins are compared: what XLA compiles is what takes the time."""
     for made in (on_torch.ResNet18, on_torch.ResNet50, on_jax.ResNet18, on_jax.ResNet50):
         monkeypatch.setattr(made, "blocks", SHALLOW)
-    for made in (on_torch.VGG16, on_jax.VGG16):
+    for made in (on_torch.VGG16, on_jax.VGG16, on_torch.TorchvisionVGG16, on_jax.TorchvisionVGG16):
         monkeypatch.setattr(made, "blocks", ((1, 2), (2, 1), (4, 1), (8, 1), (8, 1)))
 
 
@@ -67,12 +69,6 @@ def images(batch, size, seed=0):
 
 def torchvision_resnet(blocks, bottleneck, classes=1000):
     """Names and shapes of torchvision's ResNets, in their order."""
-
-    def norm(name, n):
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            yield f"{name}.{part}", (n,)
-        yield f"{name}.num_batches_tracked", ()
-
     yield "conv1.weight", (64, 3, 7, 7)
     yield from norm("bn1", 64)
     inside = 64
@@ -91,6 +87,72 @@ def torchvision_resnet(blocks, bottleneck, classes=1000):
             inside = out
     yield "fc.weight", (classes, inside)
     yield "fc.bias", (classes,)
+
+
+def norm(name, n):
+    for part in ("weight", "bias", "running_mean", "running_var"):
+        yield f"{name}.{part}", (n,)
+    yield f"{name}.num_batches_tracked", ()
+
+
+def affine(name, *shape):
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]
+
+
+def torchvision_vgg16_bn(classes=1000):
+    """Names and shapes of torchvision's, in their order."""
+    at, inside = 0, 3
+    for out in (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0):
+        if out:
+            yield from affine(f"features.{at}", out, inside, 3, 3)
+            yield from norm(f"features.{at + 1}", out)
+            inside = out
+        at += 3 if out else 1  # convolution, norm, ReLU; or a pooling
+    for at, shape in ((0, (4096, 512 * 7 * 7)), (3, (4096, 4096)), (6, (classes, 4096))):
+        yield from affine(f"classifier.{at}", *shape)
+
+
+def torchvision_alexnet(classes=1000):
+    """Names and shapes of torchvision's, in their order."""
+    for at, out, inside, size in (
+        (0, 64, 3, 11),
+        (3, 192, 64, 5),
+        (6, 384, 192, 3),
+        (8, 256, 384, 3),
+        (10, 256, 256, 3),
+    ):
+        yield from affine(f"features.{at}", out, inside, size, size)
+    for at, shape in ((1, (4096, 256 * 6 * 6)), (4, (4096, 4096)), (6, (classes, 4096))):
+        yield from affine(f"classifier.{at}", *shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "theirs", "entries", "parameters"),
+    # By torchvision 0.29: entries of the state dict, and the parameters that its documentation gives.
+    [
+        ("TorchvisionVGG16", torchvision_vgg16_bn, 97, 138_365_992),
+        ("TorchvisionAlexNet", torchvision_alexnet, 16, 61_100_840),
+    ],
+)
+def test_the_torchvision_networks_have_its_names_and_shapes(name, theirs, entries, parameters):
+    with torch.device("meta"):
+        module = on_torch.network(name, dim=1000)
+    mine = {key: tuple(x.shape) for key, x in module.state_dict().items()}
+    assert list(mine.items()) == list(theirs())
+    assert len(mine) == entries
+    assert sum(p.numel() for p in module.parameters()) == parameters
+    twin = on_jax.torch_weights(on_jax.network(name, width=1, dim=1000))
+    assert twin.keys() == {key for key in mine if not key.endswith("num_batches_tracked")}
+
+
+@pytest.mark.parametrize("size", [1, 2, 6, 7, 9, 13, 15])
+@pytest.mark.parametrize("side", [6, 7])
+def test_means_are_over_the_windows_of_pytorch(size, side):
+    x = np.random.default_rng(0).standard_normal((2, 3, size, size + 4))
+    theirs = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(x), side).numpy()
+    mine = jax_networks._averaged(jnp.moveaxis(jnp.asarray(x), 1, -1), side)
+    assert_close(np.moveaxis(np.asarray(mine), -1, 1), theirs, 1e-12, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -122,7 +184,13 @@ def test_the_second_form_normalises_before_and_once_at_the_end():
 @pytest.mark.parametrize(
     ("name", "macs", "parameters"),
     # The second figures: those of 1000 classes, by the papers' tables and torchvision's.
-    [("ResNet18", 1.82e9, 11_689_512), ("ResNet50", 4.09e9, 25_557_032), ("VGG16", 15.5e9, 138_357_544)],
+    [
+        ("ResNet18", 1.82e9, 11_689_512),
+        ("ResNet50", 4.09e9, 25_557_032),
+        ("VGG16", 15.5e9, 138_357_544),
+        ("TorchvisionVGG16", 15.47e9, 138_365_992),
+        ("TorchvisionAlexNet", 0.71e9, 61_100_840),
+    ],
 )
 def test_the_arithmetic_is_that_of_the_papers(name, macs, parameters):
     found = on_torch.cost(lambda: on_torch.network(name, dim=1000), (3, 224, 224))
@@ -131,7 +199,7 @@ def test_the_arithmetic_is_that_of_the_papers(name, macs, parameters):
     assert found.dim == 1000
 
 
-@pytest.mark.parametrize("name", ["ResNet18", "AlexNet", "VGG16"])
+@pytest.mark.parametrize("name", ["ResNet18", "AlexNet", "VGG16", "TorchvisionAlexNet", "TorchvisionVGG16"])
 def test_both_libraries_count_the_same(name):
     theirs, mine = (
         package.cost(lambda package=package: package.network(name), (3, 224, 224)) for package in (on_torch, on_jax)
@@ -237,7 +305,7 @@ def encoders(name):
 @pytest.mark.parametrize(
     ("name", "width"),
     [("cnn", 32), ("perceptron", 12), ("resnet18", 8), ("resnet50", 32),
-     ("alexnet", 128), ("vgg16", 128)],
+     ("alexnet", 128), ("vgg16", 128), ("torchvision-alexnet", 128), ("torchvision-vgg16", 128)],
 )  # fmt: skip
 def test_the_features_are_those_before_the_head(name, width, shallow):
     both = encoders(name)
@@ -249,7 +317,8 @@ def test_the_features_are_those_before_the_head(name, width, shallow):
     mine, batch = both[0]
     mine.module.eval()
     with torch.no_grad():
-        assert_close(mine.module.features(batch).numpy(), features, 1e-12, 1.0)
+        before = mine.module.before_head if name.startswith("torchvision") else mine.module.features
+        assert_close(before(batch).numpy(), features, 1e-12, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -258,6 +327,8 @@ def test_the_features_are_those_before_the_head(name, width, shallow):
         ("resnet18", ("layer2", "conv1", "maxpool", "layer1.0.bn1", "layer1", "fc", "layer2.0.downsample.0")),
         ("alexnet", ("conv1", "conv5", "fc6", "head", "conv2.0")),
         ("vgg16", ("conv1_2", "conv5_1", "head.0")),
+        ("torchvision-alexnet", ("features", "features.0", "features.12", "avgpool", "classifier.5", "classifier.6")),
+        ("torchvision-vgg16", ("features.1", "avgpool", "classifier.4", "classifier.6.3")),
         ("perceptron", ("body", "body.0", "head")),
     ],
 )
@@ -360,6 +431,12 @@ def test_bad_networks_are_refused_in_plain_words():
         mine.apply(torch.zeros(2, 3, 64, 64, dtype=torch.float64))
     with pytest.raises(ShapeError, match=r"\(B, C, 32, 32\)"):
         theirs.apply(jnp.zeros((2, 3, 64, 64)))
+    (mine, _), (theirs, _) = encoders("torchvision-alexnet")
+    with pytest.raises(ShapeError, match="at least 63 pixels"):
+        mine.apply(torch.zeros(2, 3, 63, 62, dtype=torch.float64))
+    with pytest.raises(ShapeError, match="at least 63 pixels"):
+        theirs.apply(jnp.zeros((2, 3, 63, 62)))
+    assert mine.apply(torch.zeros(2, 3, 63, 64, dtype=torch.float64))[0].shape == (2, 8)
 
 
 def test_the_cost_leaves_a_module_as_it_is(shallow):

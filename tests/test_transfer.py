@@ -457,6 +457,8 @@ def test_the_example_prints_a_table_of_a_run_and_of_a_file(example, images, tmp_
         ("ResNet50", {"width": 1, "dim": 5, "stem": "imagenet"}),
         ("AlexNet", {"width": 1, "dim": 5}),
         ("VGG16", {"width": 1, "dim": 5}),
+        ("TorchvisionAlexNet", {"width": 1, "dim": 5, "projection": 7}),
+        ("TorchvisionVGG16", {"width": 1, "dim": 5}),
         ("SmallCNN", {"width": 2, "dim": 5, "blocks": 3, "channels": 2}),
     ],
 )

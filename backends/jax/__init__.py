@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from la_core.backends.jax.costs import cost
     from la_core.backends.jax.encoder import JaxEncoder, NnxEncoder, decayed, make_optimizer, nnx_encoder
     from la_core.backends.jax.exchange import initialise, load_torch_weights, torch_weights
-    from la_core.backends.jax.networks import VGG16, AlexNet, Perceptron, ResNet18, ResNet50, SmallCNN, network
+    from la_core.backends.jax.networks import (
+        VGG16,
+        AlexNet,
+        Perceptron,
+        ResNet18,
+        ResNet50,
+        SmallCNN,
+        TorchvisionAlexNet,
+        TorchvisionVGG16,
+        network,
+    )
 
 __all__ = [
     "VGG16",
@@ -29,6 +39,8 @@ __all__ = [
     "ResNet18",
     "ResNet50",
     "SmallCNN",
+    "TorchvisionAlexNet",
+    "TorchvisionVGG16",
     "cost",
     "decayed",
     "initialise",
@@ -45,6 +57,7 @@ __all__ = [
 _LATER = dict.fromkeys(("JaxEncoder", "NnxEncoder", "decayed", "make_optimizer", "nnx_encoder"), "encoder")
 _LATER |= dict.fromkeys(("initialise", "load_torch_weights", "torch_weights"), "exchange")
 _LATER |= dict.fromkeys(("AlexNet", "Perceptron", "ResNet18", "ResNet50", "SmallCNN", "VGG16", "network"), "networks")
+_LATER |= dict.fromkeys(("TorchvisionAlexNet", "TorchvisionVGG16"), "networks")
 _LATER["cost"] = "costs"
 
 

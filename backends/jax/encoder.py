@@ -153,7 +153,8 @@ class NnxEncoder(JaxEncoder):
         As for :class:`JaxEncoder`.
     features
         Name of the part, such as ``"layer3"``, whose output counts as the layer before the embedding. By default a
-        module with a method ``features`` and a part ``head`` gives its features, and any other its embeddings.
+        module with a part ``head`` and a method ``features``, or ``before_head`` where ``features`` names a part, gives
+        the head's input, and any other its embeddings.
     """
 
     def __init__(
@@ -179,8 +180,8 @@ class NnxEncoder(JaxEncoder):
                 with _watched(there, "features", (features,)) as kept:
                     z = there(batch)
                 before = kept[features]
-            elif hasattr(there, "features") and hasattr(there, "head"):
-                before = there.features(batch)
+            elif hasattr(there, "head") and (backbone := _backbone(there)) is not None:
+                before = backbone(batch)
                 z = there.head(before)
             else:
                 z = before = there(batch)
@@ -228,6 +229,12 @@ class NnxEncoder(JaxEncoder):
 
 nnx_encoder = NnxEncoder
 _split: Any = nnx.split
+
+
+def _backbone(module: nnx.Module) -> Callable[[Array], Array] | None:
+    """The method that gives the head's input. A part named ``features``, as torchvision has it, does not."""
+    names = [name for name in ("before_head", "features") if name not in vars(module) and hasattr(module, name)]
+    return getattr(module, names[0]) if names else None
 
 
 def _place(module: nnx.Module, argument: str, name: str) -> tuple[Any, str]:

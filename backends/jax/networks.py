@@ -119,6 +119,17 @@ def _mean(x: Array) -> Array:
     return x.mean(axis=(1, 2))
 
 
+def _averaged(x: Array, side: int) -> Array:
+    """(B, H, W, C) -> (B, side, side, C), means over windows as PyTorch's adaptive pooling cuts them."""
+    for axis in (1, 2):
+        n = x.shape[axis]
+        if n != side:
+            cuts = [(i * n // side, -(-(i + 1) * n // side)) for i in range(side)]
+            windows = [jax.lax.slice_in_dim(x, low, high, axis=axis).mean(axis) for low, high in cuts]
+            x = jnp.stack(windows, axis)
+    return x
+
+
 def _flat(x: Array) -> Array:
     """(B, H, W, C) -> (B, C * H * W), in PyTorch's order."""
     return jnp.moveaxis(x, -1, 1).reshape(len(x), -1)
@@ -413,8 +424,117 @@ class VGG16(nnx.Module):
         return self.head(self.features(x))
 
 
+class _Torchvision(nnx.Module):
+    """``features``, ``avgpool`` and ``classifier``, whose last layer makes the embedding, as torchvision lays them out.
+
+    A place that torchvision gives to dropout is empty here.
+    """
+
+    initial: ClassVar[str] = "he"
+    smallest: ClassVar[int]
+
+    def __init__(
+        self, convolutions: Sequence[Layer], features: int, side: int, hidden: int, head: Layer, rngs: nnx.Rngs
+    ) -> None:
+        self.features = nnx.Sequential(*convolutions)
+        self.avgpool = partial(_averaged, side=side)
+        first, second = _linear(features * side**2, hidden, rngs), _linear(hidden, hidden, rngs)
+        self.classifier = nnx.Sequential(*self._dense(first, second), head)
+
+    def _dense(self, first: Layer, second: Layer) -> list[Layer]:
+        raise NotImplementedError
+
+    @property
+    def head(self) -> Layer:
+        """What makes the embedding: ``classifier.6``."""
+        made: Layer = self.classifier.layers[-1]
+        return made
+
+    def before_head(self, x: Array) -> Array:
+        """(B, C, H, W) -> (B, 64 * width)."""
+        if x.ndim != 4 or min(x.shape[2:]) < self.smallest:
+            raise ShapeError(
+                f"this network takes images (B, C, H, W) of at least {self.smallest} pixels; got {x.shape}"
+            )
+        x = _flat(self.avgpool(self.features(jnp.moveaxis(x, 1, -1))))
+        for layer in self.classifier.layers[:-1]:
+            x = layer(x)
+        return x
+
+    def __call__(self, x: Array) -> Array:
+        """(B, C, H, W) -> (B, dim)."""
+        return self.head(self.before_head(x))
+
+
+class TorchvisionAlexNet(_Torchvision):
+    """AlexNet with the parts, names and shapes of ``torchvision.models.alexnet``, without its dropout.
+
+    There is no batch norm in it; Local Aggregation was published with :class:`AlexNet`. For images of 63 pixels or
+    more.
+    """
+
+    smallest = 63
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        projection: int | None = None,
+        standardise: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        layers: list[Layer] = []
+        for i, (out, size, stride) in enumerate(((1, 11, 4), (3, 5, 1), (6, 3, 1), (4, 3, 1), (4, 3, 1)), 1):
+            padding = 2 if i == 1 else None
+            layers += [_conv(channels, out * width, size, rngs, stride, padding=padding, use_bias=True), nnx.relu]
+            channels = out * width
+            if i in (1, 2, 5):
+                layers.append(_pooled)
+        super().__init__(layers, channels, 6, 64 * width, _head(64 * width, dim, projection, standardise, rngs), rngs)
+
+    def _dense(self, first: Layer, second: Layer) -> list[Layer]:
+        return [_same, first, nnx.relu, _same, second, nnx.relu]
+
+
+class TorchvisionVGG16(_Torchvision):
+    """VGG16 with the parts, names and shapes of ``torchvision.models.vgg16_bn``, without its dropout.
+
+    Batch norm stands on every convolution and on no dense layer; Local Aggregation was published with :class:`VGG16`.
+    For images of 32 pixels or more.
+    """
+
+    smallest = 32
+    blocks: ClassVar[tuple[tuple[int, int], ...]] = VGG16.blocks
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        layers: list[Layer] = []
+        for out, depth in self.blocks:
+            for _ in range(depth):
+                conv = _conv(channels, out * width, 3, rngs, use_bias=True)
+                layers += [conv, _norm(rngs, momentum)(out * width), nnx.relu]
+                channels = out * width
+            layers.append(_halved)
+        super().__init__(layers, channels, 7, 64 * width, _head(64 * width, dim, projection, standardise, rngs), rngs)
+
+    def _dense(self, first: Layer, second: Layer) -> list[Layer]:
+        return [first, nnx.relu, _same, second, nnx.relu, _same]
+
+
 NETWORKS: dict[str, Callable[..., nnx.Module]] = {
-    made.__name__: made for made in (SmallCNN, Perceptron, ResNet18, ResNet50, AlexNet, VGG16)
+    made.__name__: made
+    for made in (SmallCNN, Perceptron, ResNet18, ResNet50, AlexNet, VGG16, TorchvisionAlexNet, TorchvisionVGG16)
 }
 
 

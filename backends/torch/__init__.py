@@ -17,6 +17,8 @@ from la_core.backends.torch.networks import (
     ResNet18,
     ResNet50,
     SmallCNN,
+    TorchvisionAlexNet,
+    TorchvisionVGG16,
     initialise,
     network,
 )
@@ -32,6 +34,8 @@ __all__ = [
     "SmallCNN",
     "TorchBackend",
     "TorchEncoder",
+    "TorchvisionAlexNet",
+    "TorchvisionVGG16",
     "cost",
     "initialise",
     "kernels",

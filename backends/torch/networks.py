@@ -359,8 +359,116 @@ class VGG16(nn.Module):
         return z
 
 
+class _Torchvision(nn.Module):
+    """``features``, ``avgpool`` and ``classifier``, whose last layer makes the embedding, as torchvision lays them out.
+
+    A place that torchvision gives to dropout is empty here.
+    """
+
+    initial: ClassVar[str] = "he"
+    smallest: ClassVar[int]
+    """Pixels of an image."""
+
+    def __init__(
+        self, convolutions: Sequence[nn.Module], features: int, side: int, hidden: int, head: nn.Module
+    ) -> None:
+        super().__init__()
+        self.features = nn.Sequential(*convolutions)
+        self.avgpool = nn.AdaptiveAvgPool2d(side)
+        first, second = nn.Linear(features * side**2, hidden), nn.Linear(hidden, hidden)
+        self.classifier = nn.Sequential(*self._dense(first, second), head)
+
+    def _dense(self, first: nn.Linear, second: nn.Linear) -> list[nn.Module]:
+        raise NotImplementedError
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes the embedding: ``classifier.6``."""
+        return self.classifier[-1]
+
+    def before_head(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, 64 * width)."""
+        if x.ndim != 4 or min(x.shape[2:]) < self.smallest:
+            raise ShapeError(
+                f"this network takes images (B, C, H, W) of at least {self.smallest} pixels; got {tuple(x.shape)}"
+            )
+        features: Tensor = self.classifier[:-1](self.avgpool(self.features(x)).flatten(1))
+        return features
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, dim)."""
+        z: Tensor = self.head(self.before_head(x))
+        return z
+
+
+class TorchvisionAlexNet(_Torchvision):
+    """AlexNet with the parts, names and shapes of ``torchvision.models.alexnet``, without its dropout.
+
+    There is no batch norm in it; Local Aggregation was published with :class:`AlexNet`. For images of 63 pixels or
+    more.
+    """
+
+    smallest = 63
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        projection: int | None = None,
+        standardise: bool = False,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for i, (out, size, stride, padding) in enumerate(
+            ((1, 11, 4, 2), (3, 5, 1, 2), (6, 3, 1, 1), (4, 3, 1, 1), (4, 3, 1, 1)), 1
+        ):
+            layers += [nn.Conv2d(channels, out * width, size, stride, padding), nn.ReLU(inplace=True)]
+            channels = out * width
+            if i in (1, 2, 5):
+                layers.append(nn.MaxPool2d(3, 2))
+        super().__init__(layers, channels, 6, 64 * width, _head(64 * width, dim, projection, standardise))
+
+    def _dense(self, first: nn.Linear, second: nn.Linear) -> list[nn.Module]:
+        return [nn.Identity(), first, nn.ReLU(inplace=True), nn.Identity(), second, nn.ReLU(inplace=True)]
+
+
+class TorchvisionVGG16(_Torchvision):
+    """VGG16 with the parts, names and shapes of ``torchvision.models.vgg16_bn``, without its dropout.
+
+    Batch norm stands on every convolution and on no dense layer; Local Aggregation was published with :class:`VGG16`.
+    For images of 32 pixels or more.
+    """
+
+    smallest = 32
+    blocks: ClassVar[tuple[tuple[int, int], ...]] = VGG16.blocks
+
+    def __init__(
+        self,
+        channels: int = 3,
+        dim: int = 128,
+        width: int = 64,
+        *,
+        momentum: float = 0.1,
+        projection: int | None = None,
+        standardise: bool = False,
+    ) -> None:
+        layers: list[nn.Module] = []
+        for out, depth in self.blocks:
+            for _ in range(depth):
+                norm = nn.BatchNorm2d(out * width, momentum=momentum)
+                layers += [nn.Conv2d(channels, out * width, 3, padding=1), norm, nn.ReLU(inplace=True)]
+                channels = out * width
+            layers.append(nn.MaxPool2d(2))
+        super().__init__(layers, channels, 7, 64 * width, _head(64 * width, dim, projection, standardise))
+
+    def _dense(self, first: nn.Linear, second: nn.Linear) -> list[nn.Module]:
+        return [first, nn.ReLU(inplace=True), nn.Identity(), second, nn.ReLU(inplace=True), nn.Identity()]
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
-    made.__name__: made for made in (SmallCNN, Perceptron, ResNet18, ResNet50, AlexNet, VGG16)
+    made.__name__: made
+    for made in (SmallCNN, Perceptron, ResNet18, ResNet50, AlexNet, VGG16, TorchvisionAlexNet, TorchvisionVGG16)
 }
 
 

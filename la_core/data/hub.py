@@ -20,12 +20,14 @@ def from_hub(dataset: Any, column: str = "image", label: str | None = "label", *
     Parameters
     ----------
     dataset
-        One split, as ``datasets.load_dataset(name, split="train")`` gives it.
+        One split, as ``datasets.load_dataset(name, split="train")`` gives it. A transform that it has is applied; a
+        format (``with_format("torch")``) is not, for it would take images out of their mode and layout.
     column
-        Images, decoded or not, or features.
+        Images, decoded or not, or features, of the dtype that the data set declares.
     label
-        The column of the classes: integers, or strings, which are numbered in their order. Without such a column, or
-        where every class is -1, as in a test split that keeps them back, they are not known.
+        The column of the classes: integers, with their names where the data set has them, or strings, which are
+        numbered in their order. Without such a column, or where every class is -1, as in a test split that keeps them
+        back, they are not known.
     mode
         ``"RGB"``: every image has three channels, as mixed data sets need; ``"L"``: every image is gray; None: each as
         it is.
@@ -45,13 +47,20 @@ def from_hub(dataset: Any, column: str = "image", label: str | None = "label", *
     for name, asked in (("column", column), ("label", label)):
         if asked not in names and asked is not None and (name, asked) != ("label", "label"):
             raise DataError(f"there is no {name} {asked!r}; the columns are {', '.join(names)}")
-    classes = _classes(dataset, label) if label is not None and label in names else None
-    return Samples(_Column(dataset, column, mode), classes)
+    plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+    transformed = (getattr(dataset, "format", None) or {"type": "custom"})["type"] == "custom"
+    features = getattr(dataset, "features", None) or {}
+    classes: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
+    if label is not None and label in names:
+        classes, class_names = _classes(plain, label, features.get(label))
+    rows = _Column(dataset if transformed else plain, column, mode, _dtype(features.get(column)))
+    return Samples(rows, classes, class_names)
 
 
 class _Column:
-    def __init__(self, dataset: Any, column: str, mode: str | None) -> None:
-        self._dataset, self._column, self._mode = dataset, column, mode
+    def __init__(self, dataset: Any, column: str, mode: str | None, dtype: np.dtype | None) -> None:
+        self._dataset, self._column, self._mode, self._dtype = dataset, column, mode, dtype
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -66,17 +75,34 @@ class _Column:
                 return images.read(Path(item["path"]) if content is None else io.BytesIO(content), self._mode)
             except DataError as error:
                 raise DataError(f"the image of row {index} ({item['path']}) cannot be read: {error}") from error
+        if isinstance(item, list):  # a list of numbers, or of lists; not of a sample and its label
+            try:
+                return np.asarray(item, self._dtype)
+            except (TypeError, ValueError) as error:
+                raise DataError(f"row {index} has no array of numbers in column {self._column!r}: {error}") from error
         return images.pixels(item, self._mode) if images.is_image(item) else item
 
 
-def _classes(dataset: Any, label: str) -> np.ndarray | None:
-    plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset  # a transform expects whole rows
-    column = list(plain[label])
+def _dtype(feature: Any) -> np.dtype | None:
+    """Of the numbers in a column: its type is ``List(Value("float32"))``, ``Array2D(shape, "uint8")`` or such."""
+    while feature is not None and not isinstance(getattr(feature, "dtype", None), str):
+        feature = feature[0] if isinstance(feature, list) else getattr(feature, "feature", None)
+    try:
+        return None if feature is None else np.dtype(feature.dtype)
+    except TypeError:  # not a name of NumPy's, such as "string"
+        return None
+
+
+def _classes(dataset: Any, label: str, feature: Any) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """Numbers of the classes, where they are known, and names, where they have any."""
+    column = dataset[label][:]  # of a lazy column each row by itself would take a thousand times as long
     if None in column:
         raise DataError(f"row {column.index(None)} has no class in column {label!r}; label=None does without classes")
     found = np.asarray(column)
     if found.dtype.kind == "U":
-        return np.unique(found, return_inverse=True)[1]
+        names, numbers = np.unique(found, return_inverse=True)
+        return numbers, tuple(map(str, names))
     if found.dtype.kind == "b":
-        return found.astype(np.int64)
-    return None if found.dtype.kind == "i" and (found == -1).all() else found
+        return found.astype(np.int64), ()
+    known = found.dtype.kind != "i" or (found != -1).any()
+    return (found if known else None), tuple(getattr(feature, "names", None) or ())

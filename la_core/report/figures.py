@@ -122,7 +122,7 @@ def line(records: Sequence[Record], values: Mapping[str, Sequence[float | None]]
     for (name, series), colour in zip(values.items(), (BLUE, GREEN, RED), strict=False):
         there = [(e, y) for e, y in zip(epochs, series, strict=True) if y is not None]
         axis.plot(*zip(*there, strict=True), color=colour, label=name, **_dots(there))
-    axis.set_ylim(bottom=0, top=top)
+    axis.set_ylim(0, 1.03 * (top or axis.get_ylim()[1]))  # room for the dot of the highest
     if len(values) > 1:
         _legend(figure)
     return figure
@@ -150,7 +150,7 @@ def grid(ks: Sequence[int], temperatures: Sequence[float], values: np.ndarray) -
     for j, temperature in enumerate(temperatures):
         axis.plot(range(len(ks)), values[:, j], color=shades[j], label=f"{temperature:g}", marker=MARKERS[j % 12], ms=4)
     axis.set_xticks(range(len(ks)), [str(k) for k in ks])
-    _percent(axis)
+    _percent(axis, share=True)
     _legend(figure, title="temperature")
     return figure
 
@@ -259,7 +259,7 @@ def _accuracy(axis: Any, records: Sequence[Record], baselines: Mapping[str, floa
     )
     for i, (name, value) in enumerate((baselines or {}).items()):
         axis.axhline(value, color=GRAY, linewidth=1, linestyle=("--", ":", "-.")[i % 3], label=name)
-    _percent(axis)
+    _percent(axis, share=True)
 
 
 def _close(axis: Any, records: Sequence[Record]) -> None:
@@ -267,7 +267,7 @@ def _close(axis: Any, records: Sequence[Record]) -> None:
     epochs = [r["epoch"] for r in chosen]
     axis.plot(epochs, [r["mean_close"] for r in chosen], color=BLUE, **_dots(chosen))
     axis.set_ylabel("mean number (line)")
-    axis.set_ylim(bottom=0)
+    axis.set_ylim(0, 1.05 * axis.get_ylim()[1])
     share = axis.twinx()
     share.plot(epochs, [100 * r["without_close"] for r in chosen], color=RED, linestyle="--", **_dots(chosen))
     share.set_ylabel("% of rows without any (dashes)")
@@ -290,7 +290,11 @@ def _dots(points: Sequence[Any]) -> dict[str, Any]:
     return {"marker": "o", "ms": 4} if len(points) < 12 else {}
 
 
-def _percent(axis: Any) -> None:
+def _percent(axis: Any, share: bool = False) -> None:
+    """In percent; what is a share of all has no marks beyond 0 and 100 %, but room for the dots there."""
+    if share:
+        low, high = axis.get_ylim()
+        axis.set_ylim(max(low, -0.015), min(high, 1.015))
     axis.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.3g}%")
 
 

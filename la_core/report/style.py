@@ -44,7 +44,9 @@ figcaption { color: var(--soft); font-size: 0.875rem; margin-top: 0.5rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); font-size: 0.875rem; padding-bottom: 0.35rem; }
 th, td { padding: 0.3rem 0.9rem 0.3rem 0; text-align: right; border-bottom: 1px solid var(--line); font-weight: normal; }
+td { white-space: nowrap; }
 thead th { color: var(--soft); vertical-align: bottom; }
+thead th small { white-space: normal; }
 th[scope="row"] { text-align: left; }
 .heat th, .heat td { padding: 0.35rem 0.6rem; }
 .heat th { white-space: nowrap; }
