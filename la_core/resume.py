@@ -40,8 +40,8 @@ FIXED = frozenset({
 FREE = frozenset({
     "epochs", "learning_rate", "schedule", "drops", "momentum", "weight_decay", "temperature", "mixing", "warmup",
     "warmup_temperature", "instance_weight", "n_noise", "n_background", "probes", "n_clusters", "n_iter", "tolerance",
-    "cluster_start", "combine", "recluster_every", "recluster_unit", "knn_every", "knn_k", "knn_temperature", "health_every",
-    "budget",
+    "cluster_start", "combine", "recluster_every", "recluster_unit", "knn_every", "knn_k", "knn_temperature",
+    "health_every", "budget",
 })  # fmt: skip
 """Settings with which a run may go on otherwise than it began; it is then said, for it is another run from there."""
 
