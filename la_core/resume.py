@@ -41,7 +41,7 @@ FREE = frozenset({
     "epochs", "learning_rate", "schedule", "drops", "momentum", "weight_decay", "temperature", "mixing", "warmup",
     "warmup_temperature", "instance_weight", "n_noise", "n_background", "probes", "n_clusters", "n_iter", "tolerance",
     "cluster_start", "combine", "recluster_every", "recluster_unit", "knn_every", "knn_k", "knn_temperature",
-    "health_every", "budget",
+    "health_every", "on_not_finite", "most_skipped", "budget",
 })  # fmt: skip
 """Settings with which a run may go on otherwise than it began; it is then said, for it is another run from there."""
 
@@ -55,6 +55,9 @@ class Memory:
     losses: list[np.ndarray] = field(default_factory=list)
     close: list[np.ndarray] = field(default_factory=list)
     """Of each row of each batch of this epoch: the loss, and how many close neighbours it had."""
+    skipped: int = 0
+    in_a_row: int = 0
+    """Steps of this epoch that were held back, and how many of all steps, up to the last one."""
     inertia: list[float] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -66,6 +69,7 @@ class Memory:
     def next_epoch(self) -> None:
         """Forget what was of the epoch alone."""
         self.number, self.losses, self.close, self.inertia, self.recall, self.seconds = 0, [], [], [], [], {}
+        self.skipped = 0
         self.began = time.perf_counter()
 
 
@@ -128,6 +132,7 @@ def snapshot(run: Run, memory: Memory, of: Mapping[str, Any]) -> Checkpoint:
         "settings": json.loads(json.dumps(asdict(run.settings))),
         "encoder": type(run.encoder).__name__,
         "epoch": {
+            "skipped": [memory.skipped, memory.in_a_row],
             "inertia": memory.inertia,
             "recall": memory.recall,
             "seconds": memory.seconds,
@@ -209,6 +214,7 @@ def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
     so_far = facts["epoch"]
     memory.number = found.place.number
     memory.losses, memory.close = ([state[name]] if name in state else [] for name in ("losses", "close"))
+    memory.skipped, memory.in_a_row = so_far.get("skipped", (0, 0))
     memory.inertia, memory.recall, memory.seconds = so_far["inertia"], so_far["recall"], so_far["seconds"]
     memory.began = time.perf_counter() - so_far["passed"]
     if "lists.rows" in state:
@@ -259,7 +265,8 @@ def _check_state(found: Checkpoint, n: int) -> None:
     epoch, warned = facts.get("epoch"), facts.get("warnings")
     if (
         not isinstance(epoch, dict)
-        or set(epoch) != {"inertia", "recall", "seconds", "passed"}
+        or {"skipped", *epoch} != {"skipped", "inertia", "recall", "seconds", "passed"}
+        or not _counts(epoch.get("skipped", [0, 0]))
         or not _numbers(epoch["inertia"])
         or not _numbers(epoch["recall"])
         or not isinstance(epoch["seconds"], dict)
@@ -273,6 +280,10 @@ def _check_state(found: Checkpoint, n: int) -> None:
 
 def _numbers(values: Any) -> bool:
     return isinstance(values, list) and all(type(x) in (int, float) for x in values)
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 2 and all(type(n) is int and n >= 0 for n in values)
 
 
 def _restore_encoder(encoder: Encoder, found: Checkpoint) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from la_core import evaluate
 from la_core.bank import State
 from la_core.data import Samples, Workers
+from la_core.errors import NotFiniteError
 from la_core.protocol import Backend, Encoder
 from la_core.settings import Settings
 from la_core.views import View
@@ -58,6 +59,9 @@ class Callback:
 
     def on_step(self, run: Run, loss: float) -> None:
         """A batch was learnt and its bank rows were updated."""
+
+    def on_skip(self, run: Run, error: NotFiniteError) -> None:
+        """In place of :meth:`on_step`: the step was held back, by ``on_not_finite="skip"``."""
 
     def on_epoch(self, run: Run, record: dict[str, Any]) -> None:
         """An epoch ended; ``record`` is the line of metrics."""

@@ -7,6 +7,7 @@ encoder, and only then mix the new embeddings into the bank.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from functools import partial
@@ -106,9 +107,9 @@ def train(
     Raises
     ------
     LaCoreError
-        Bad settings, data or labels, before anything is learnt; embeddings that are not finite, at the step where
-        they arise and before the bank is touched. ``KeyboardInterrupt`` passes through. In every case the run folder
-        is left complete up to the last epoch, with the state as it stands.
+        Bad settings, data or labels, before anything is learnt; embeddings or gradients that are not finite, at the
+        step where they arise and before bank or weights are touched. ``KeyboardInterrupt`` passes through. In every
+        case the run folder is left complete up to the last epoch, with the state as it stands.
     CheckpointError
         A checkpoint of another run, or damaged; one that cannot be written.
     Terminated
@@ -218,16 +219,26 @@ class _Trainer:
                     self._cluster()
                 with self._clock("load"):
                     indices, views = next(loaded)
-                loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
-                memory.losses.append(loss)
-                if n_close is not None:
-                    memory.close.append(n_close)
+                told: tuple[Any, ...]
+                try:
+                    loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
+                except NotFiniteError as error:
+                    self._hold_back(error, indices)
+                    told = "on_skip", error
+                else:
+                    memory.in_a_row = 0
+                    memory.losses.append(loss)
+                    if n_close is not None:
+                        memory.close.append(n_close)
+                    told = "on_step", float(loss.mean())
                 run.step += 1
                 memory.number += 1
                 run.last_batch = len(indices)
-                self._tell("on_step", float(loss.mean()))
+                self._tell(*told)
                 if memory.number < len(order) or self.termination.given:  # at the end the epoch's record comes first
                     self._keep()
+        if not memory.losses:
+            raise NotFiniteError(f"every step of epoch {run.epoch + 1} was skipped: nothing is being learnt")
         record: dict[str, Any] = {
             "epoch": run.epoch + 1,
             "step": run.step,
@@ -238,6 +249,8 @@ class _Trainer:
         if memory.close:
             sizes = np.concatenate(memory.close)
             record |= {"without_close": float((sizes == 0).mean()), "mean_close": float(sizes.mean())}
+        if settings.on_not_finite == "skip":
+            record["skipped"] = memory.skipped
         if memory.inertia:
             record["inertia"] = memory.inertia
         if memory.recall:
@@ -260,7 +273,13 @@ class _Trainer:
     def _step(
         self, indices: np.ndarray, views: np.ndarray, learning_rate: float
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """One batch. Returns the loss of each row and, in Local Aggregation, how many close neighbours it has."""
+        """One batch. Returns the loss of each row and, in Local Aggregation, how many close neighbours it has.
+
+        Raises
+        ------
+        NotFiniteError
+            Embeddings, loss or gradients: neither bank nor weights have moved.
+        """
         run = self.run
         with self._clock("load"):
             batch = run.backend.asarray(views.astype(run.settings.dtype, copy=False))
@@ -268,21 +287,30 @@ class _Trainer:
         with self._clock("encode"):
             z, back = run.encoder.pullback(batch)
         with self._clock("objective"):
-            try:
-                terms, run.state = self._objective(z, run.state, rows)
-                loss = self._host(terms.loss)
-                check.finite("loss", loss)  # compiled, an objective cannot look at its numbers
-            except NotFiniteError as error:
-                raise NotFiniteError(
-                    f"{error} (embeddings at step {run.step + 1}, epoch {run.epoch + 1}): lower the learning rate, "
-                    f"or look at the samples {indices[:8].tolist()}..."
-                ) from None
+            terms, run.state = self._objective(z, run.state, rows)
+            loss = self._host(terms.loss)
+            check.finite("loss", loss)  # compiled, an objective cannot look at its numbers
         with self._clock("backward"):
             back(terms.cotangent)
             run.encoder.step(learning_rate)
         with self._clock("update"):
             run.state = self._update(run.state, rows, z)
         return loss, None if terms.n_close is None else self._host(terms.n_close)
+
+    def _hold_back(self, error: NotFiniteError, indices: np.ndarray) -> None:
+        """Go on without the step that raised this, or end the run, as the settings say."""
+        run, settings, memory = self.run, self.run.settings, self.memory
+        if hasattr(run.encoder, "revert"):
+            run.encoder.revert()
+        memory.skipped += 1
+        memory.in_a_row += 1
+        where = f"{error} (at step {run.step + 1}, epoch {run.epoch + 1})"
+        todo = f"lower the learning rate, or look at the samples {indices[:8].tolist()}..."
+        if settings.on_not_finite == "raise":
+            raise NotFiniteError(f"{where}: {todo}") from error
+        if memory.in_a_row > settings.most_skipped:
+            raise NotFiniteError(f"{where}, after {memory.in_a_row - 1} steps in a row were skipped: {todo}") from error
+        warnings.warn(f"{where}: the step is skipped, and neither encoder nor bank have moved", stacklevel=2)
 
     def _objective(self, z: Array, state: State, rows: Array) -> tuple[Terms, State]:
         """The loss of the phase, and the state as it was."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from la_core.errors import BackendError, KindError, ShapeError
+from la_core.errors import BackendError, KindError, NotFiniteError, ShapeError
 from la_core.export import fit
 from la_core.settings import Settings
 
@@ -79,6 +81,7 @@ class TorchEncoder:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=autocast is torch.float16)
         self._ratios = _ratios(optimizer)
         self._features: Tensor | None = None
+        self._buffers: list[Tensor] = []
         self._watch(features)
 
     def _watch(self, features: str | None) -> None:
@@ -149,6 +152,7 @@ class TorchEncoder:
     def pullback(self, batch: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """Embeddings without their graph, and the backward pass through it."""
         self.module.train()
+        self._buffers = [x.clone() for x in self.module.buffers()]
         z = self._forward(batch)
 
         def back(cotangent: Tensor) -> None:
@@ -159,13 +163,38 @@ class TorchEncoder:
         return z.detach(), back
 
     def step(self, learning_rate: float) -> None:
-        """One step of the optimizer, its groups scaled to ``learning_rate``."""
+        """One step of the optimizer, its groups scaled to ``learning_rate``.
+
+        With float16 the scaler leaves out a step whose scaled gradients overflow, and lowers its scale.
+
+        Raises
+        ------
+        NotFiniteError
+            Otherwise, where a gradient holds NaN or infinity: names the first. Nothing has moved.
+        """
         if self.optimizer is None:
             raise BackendError("this TorchEncoder was made without an optimizer, so it cannot be trained")
+        if not self._scaler.is_enabled():
+            self._refuse_what_is_not_finite(self.optimizer)
         for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
             group["lr"] = learning_rate * ratio
         self._scaler.step(self.optimizer)
         self._scaler.update()
+
+    def revert(self) -> None:
+        """Put running statistics, and whatever else are buffers, where they were before the last :meth:`pullback`."""
+        with torch.no_grad():
+            for x, before in zip(self.module.buffers(), self._buffers, strict=True):
+                x.copy_(before)
+
+    def _refuse_what_is_not_finite(self, optimizer: torch.optim.Optimizer) -> None:
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in moved]
+        if not gradients or bool(get_total_norm(gradients, math.inf).isfinite()):
+            return
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        bad = next(p for p, x in zip(moved, gradients, strict=True) if not bool(x.isfinite().all()))
+        raise NotFiniteError(f"the gradient of {names.get(id(bad), 'a parameter')} holds NaN or infinity")
 
     def weights(self) -> dict[str, np.ndarray]:
         """The module's ``state_dict`` as NumPy arrays."""
