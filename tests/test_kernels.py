@@ -16,7 +16,7 @@ from la_core.backends.torch.kernels import top_k_of_torch
 
 KERNELS = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, kernels.Kernel)}
 LIBRARIES = {"numpy": NUMPY, "torch": TORCH}
-ELSEWHERE = {"jax": "test_jax.py", "jaxlib": "test_jax.py", "cupy": "test_cupy.py"}
+ELSEWHERE = {"la_core": "test_processes.py", "jax": "test_jax.py", "jaxlib": "test_jax.py", "cupy": "test_cupy.py"}
 REGISTERED = {(name, library) for name, kernel in KERNELS.items() for library in kernel.overrides}
 OVERRIDES = sorted(pair for pair in REGISTERED if pair[1] in LIBRARIES)
 
@@ -44,6 +44,7 @@ def arguments(name, rng, integers):
         "put_rows": lambda: (real(n, dim), written, real(n, dim)[written]),
         "nearest": lambda: (real(batch, dim), real(n, dim), k, budget),
         "assign": lambda: (real(n, dim), real(k, dim), budget),
+        "rows_at": lambda: (real(n, dim), written),
         "entries": lambda: (real(n, 1)[:, 0], chosen),
         "scores_at": lambda: (real(batch, dim), real(n, dim), chosen),
         "weighted_rows": lambda: (real(batch, k), real(n, dim), chosen),
