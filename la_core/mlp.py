@@ -73,6 +73,10 @@ class MLP:
 
         return passed[-1], back
 
+    def sum_gradients(self, all_sum: Callable[[Array], Array]) -> None:
+        """The gradients of the last ``back``, added up over all processes."""
+        self._gradients = {name: all_sum(gradient) for name, gradient in self._gradients.items()}
+
     def step(self, learning_rate: float) -> None:
         """SGD with momentum, or Adam with decoupled weight decay (Loshchilov and Hutter 2019).
 

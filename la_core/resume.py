@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from la_core.bank import State
+from la_core import shards, tensors
 from la_core.checkpoint import Checkpoint, Place
+from la_core.comm import Team
 from la_core.data import Samples, fingerprint
 from la_core.errors import CheckpointError, KindError, ShapeError
 from la_core.health import Health
@@ -82,11 +83,13 @@ class Saving:
     every: int = 1
     """So many of the units apart; 0 for never."""
     unit: str = "epochs"
+    folder: bool = True
+    """Whether there is a folder to save in."""
 
     def due(self, run: Run, memory: Memory) -> bool:
         """Whether a checkpoint belongs here: also at the beginning and at the end, of all but never."""
-        if not self.every or len(run.history) == run.settings.epochs:
-            return bool(self.every)
+        if not (self.every and self.folder) or len(run.history) == run.settings.epochs:
+            return bool(self.every) and self.folder
         if self.unit == "steps":
             return run.step % self.every == 0
         return memory.number == 0 and len(run.history) % self.every == 0
@@ -106,11 +109,14 @@ def identity(data: Samples, view: View, labels: np.ndarray | None) -> dict[str, 
 
 
 def snapshot(run: Run, memory: Memory, of: Mapping[str, Any]) -> Checkpoint:
-    """The run as it stands between two steps, copied to the host."""
+    """The run as it stands between two steps, copied to the host.
+
+    Every process must ask for it. Of a bank that is sharded only the first gets the rows, in their order.
+    """
     from la_core import __version__
 
     host = run.backend.to_host
-    state = {"bank": host(run.state.bank)}
+    state = {"bank": shards.whole(run.state.bank, host)}
     if run.state.labels is not None:
         state["labels"] = host(run.state.labels)
     if memory.lists is not None:
@@ -197,8 +203,30 @@ def fit(found: Checkpoint, data: Samples, settings: Settings, of: Mapping[str, A
         warnings.warn(f"the run goes on with {of['view']}; the checkpoint has {facts.get('view')}", stacklevel=3)
 
 
+def told(found: Checkpoint | None, team: Team) -> Checkpoint | None:
+    """The checkpoint that the first process goes on from, for all of them; the bank stays with the first."""
+    if team.alone:
+        return found
+    if not json.loads(team.told(json.dumps(found is not None).encode())):
+        return None
+    plain, packed = b"", b""
+    if found is not None:
+        plain = json.dumps([found.place, found.facts, found.history]).encode()
+        arrays = {f"{group} {name}": x for group, held in found.arrays.items() for name, x in held.items()}
+        arrays.pop("state bank", None)
+        packed = b"".join(tensors.encode(arrays))
+    place, facts, history = json.loads(team.told(plain))
+    given: dict[str, dict[str, np.ndarray]] = {"state": {}}
+    for name, x in tensors.decode(bytearray(team.told(packed))).items():
+        group, _, name = name.partition(" ")
+        given.setdefault(group, {})[name] = x
+    return found or Checkpoint(Place(*place), facts, given, history)
+
+
 def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
-    """Put a run where a checkpoint that :func:`fit` was made. Says what starts afresh, if anything does.
+    """Put a run, whose bank is there, where a checkpoint that :func:`fit` was made.
+
+    Says what starts afresh, if anything does.
 
     Raises
     ------
@@ -208,7 +236,7 @@ def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
     facts, state, asarray = found.facts, found.arrays["state"], run.backend.asarray
     _restore_encoder(run.encoder, found)
     labels = state.get("labels")
-    run.state = State(asarray(state["bank"]), None if labels is None else asarray(labels))
+    run.state = run.state._replace(labels=None if labels is None else asarray(labels))
     run.history, run.step = list(found.history), facts["step"]
     run.epoch, run.phase = min(found.place.epoch, run.settings.epochs - 1), facts["phase"]
     so_far = facts["epoch"]

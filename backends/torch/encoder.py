@@ -162,6 +162,24 @@ class TorchEncoder:
 
         return z.detach(), back
 
+    def sum_gradients(self, all_sum: Callable[[Tensor], Tensor]) -> None:
+        """The gradients of the last ``back``, added up over all processes, in one vector.
+
+        A batch norm normalises the rows of its own process; its running statistics become the mean over all.
+        """
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        norms = [m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        running = [x for m in norms for x in (m.running_mean, m.running_var) if x is not None]
+        one = torch.ones(1, device=self.device)  # becomes the number of processes
+        total = _split(all_sum(_flat([*grads, used, *running, one])), [*grads, used, *running, one])
+        used, count = total[len(grads)], total[-1]
+        for p, grad, some in zip(parameters, total, used.tolist(), strict=False):
+            p.grad = grad.to(p.dtype) if some else None  # an optimizer leaves alone what nobody used
+        for x, mean in zip(running, total[len(grads) + 1 :], strict=False):
+            x.copy_(mean / count)
+
     def step(self, learning_rate: float) -> None:
         """One step of the optimizer, its groups scaled to ``learning_rate``.
 
@@ -286,6 +304,19 @@ class TorchEncoder:
 
 _NUMBER = ".number"  # of a plain number that the optimizer keeps, which must not come back as a tensor
 _SCALER = ("scale", "_growth_tracker")
+
+
+def _flat(xs: Sequence[Tensor]) -> Tensor:
+    wide = torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32
+    return torch.cat([x.detach().reshape(-1).to(wide) for x in xs])
+
+
+def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of :func:`_flat`, each laid out as it was."""
+    parts = flat.split([x.numel() for x in like])
+    return [
+        torch.empty_like(x, dtype=flat.dtype).copy_(part.view(x.shape)) for x, part in zip(like, parts, strict=True)
+    ]
 
 
 def _beside(parameter: Tensor, x: np.ndarray) -> Tensor:
