@@ -133,7 +133,7 @@ def test_nor_where_the_objective_is_compiled_over_two_views():
 
 
 MOVED = "run.state = self._update(run.state, rows, z)"
-BACK, NAMED = "back(terms.cotangent)", 'f"the gradient of {name}"'
+BACK, NAMED = "back(team.mine(terms.cotangent, n, n_views))", 'f"the gradient of {name}"'
 BUGS = {
     "the bank before the loss": (_Trainer._step, 'check.finite("loss", loss)', MOVED, "jax", "row"),
     "the bank before the gradients": (_Trainer._step, BACK, f"{MOVED}; {BACK}", "torch", "gradients"),
