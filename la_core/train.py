@@ -97,7 +97,8 @@ def train(
     progress
         A live bar on stderr.
     workers
-        Processes that load batches ahead; 0 loads them in this one. The batches are the same.
+        Processes that load batches ahead; 0 loads them in this one, ahead in a thread where samples and view are
+        la-core's own. The batches are the same.
     resume
         ``"auto"``: go on from the newest checkpoint in ``folder``, or begin where there is none; ``"must"``: go on;
         ``"never"``: begin, in an empty folder. Give the same data, settings and a new encoder: the run then goes on to
