@@ -90,7 +90,7 @@ def update(state: State, indices: Array, z: Array, *, mixing: float = 0.5) -> St
     mixing = check.number("mixing", mixing, 0.0, 1.0)
 
     fresh = _mean_of_equals(unit(xp.astype(z, bank.dtype)), indices)
-    old = xp.take(bank, indices, axis=0)
+    old = kernels.rows_at(bank, indices)
     mixed = (1.0 - mixing) * old + mixing * fresh
     scale = inverse_norm(mixed)
     rows = xp.where(scale > 0, mixed * scale, old)

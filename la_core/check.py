@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device, is_array_api_obj
 
-from la_core import protocol
+from la_core import protocol, shards
 from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
 from la_core.kernels import Array, library
 
@@ -65,7 +65,7 @@ def embeddings(z: Array, bank: Array) -> None:
 
 def finite(name: str, x: Array) -> None:
     """No NaN and no infinity anywhere in ``x``, where its numbers can be seen."""
-    x = _seen(x)
+    x = _seen(shards.held(x)[0])
     if x is None:
         return
     xp = array_namespace(x)
@@ -177,7 +177,8 @@ def _static(name: str, value: object, kind: str) -> None:
 
 def _family(x: Array) -> str:
     """The library of ``x``; an array of JAX and what stands in for one while it is traced are of one family."""
-    return {"jaxlib": "jax"}.get(library(x), library(x))
+    name = library(shards.held(x)[0])
+    return {"jaxlib": "jax"}.get(name, name)
 
 
 def _a(x: object) -> str:

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from array_api_compat import array_namespace, device
 
-from la_core import check, kernels, tiles
+from la_core import check, kernels, shards, tiles
+from la_core.comm import joined, part
 from la_core.errors import RangeError, ShapeError
 from la_core.kernels import Array
 from la_core.randomness import generator
@@ -97,17 +98,19 @@ def cluster(
             if int(xp.min(labels)) < 0 or int(xp.max(labels)) >= m:
                 raise RangeError(f"start must hold labels from 0 to {m - 1}, one less than n_clusters")
 
-    near = tiles.order(bank, generator(seed, "tiles")) if any(tiles.pay(bank.shape[0], m) for m in sizes) else None
+    rows, comm = shards.held(bank)
+    n, mine = rows.shape[0], part(bank.shape[0], comm)
+    near = tiles.order(rows, generator(seed, "tiles")) if any(tiles.pay(n, m) for m in sizes) else None
     runs = []
     for h, m in enumerate(sizes):
         if start is None:
             chosen = generator(seed, "clusters", h).choice(bank.shape[0], size=m, replace=False)
-            centroids = xp.take(bank, xp.asarray(chosen, device=device(bank)), axis=0)
+            centroids = kernels.rows_at(bank, xp.asarray(chosen, device=device(bank)))
         else:
-            centroids = means(bank, start[h, :], xp.zeros(bank.shape[0], dtype=bank.dtype, device=device(bank)), m)
-        runs.append(lloyd(bank, centroids, n_iter, tolerance, near if tiles.pay(bank.shape[0], m) else None))
+            centroids = means(bank, start[h, mine], xp.zeros(n, dtype=bank.dtype, device=device(bank)), m)
+        runs.append(lloyd(bank, centroids, n_iter, tolerance, near if tiles.pay(n, m) else None))
     return Clustering(
-        labels=xp.stack([xp.astype(labels, xp.int32) for labels, _, _ in runs]),
+        labels=xp.stack([joined(xp.astype(labels, xp.int32), bank.shape[0], comm) for labels, _, _ in runs]),
         inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=bank.dtype, device=device(bank)),
         centroids=tuple(centroids for _, centroids, _ in runs),
         history=tuple(tuple(history) for _, _, history in runs),
@@ -119,26 +122,27 @@ def lloyd(
 ) -> tuple[Array, Array, list[float]]:
     """One k-means: labels (N,), centroids (m, D), and the inertia at the start and after every iteration.
 
-    ``near`` is an order of the rows in which neighbours lie together, for :mod:`la_core.tiles`. It is used as long as
-    it saves work.
+    Of a :class:`la_core.shards.Shard` labels are those of the rows that are held. ``near`` is an order of these in
+    which neighbours lie together, for :mod:`la_core.tiles`. It is used as long as it saves work.
     """
     xp = array_namespace(x)
+    rows, comm = shards.held(x)
 
     def assigned(centroids: Array) -> tuple[Array, Array]:
         nonlocal near
         if near is None:
-            return kernels.assign(x, centroids)
-        labels, squares, share = tiles.assign(x, near, centroids)
+            return kernels.assign(rows, centroids)
+        labels, squares, share = tiles.assign(rows, near, centroids)
         back = xp.argsort(near)
         near = near if share >= tiles.MOSTLY else None
         return xp.take(labels, back), xp.take(squares, back)
 
     labels, squares = assigned(centroids)
-    history = [float(xp.sum(squares))]
+    history = [float(comm.all_sum(xp.sum(squares)))]
     for left in reversed(range(n_iter)):
         moved = means(x, labels, squares, centroids.shape[0])
         new_labels, new_squares = assigned(moved)
-        inertia = float(xp.sum(new_squares))
+        inertia = float(comm.all_sum(xp.sum(new_squares)))
         if inertia > history[-1]:  # by rounding alone, at a fixed point
             break
         labels, squares, centroids = new_labels, new_squares, moved
@@ -163,10 +167,11 @@ def to_come(history: list[float], left: int) -> float:
 def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
     """The mean row of every cluster (m, D); a cluster without rows takes one of the rows farthest from its centroid."""
     xp = array_namespace(x)
-    centroids, counts = kernels.segment_mean(x, labels, m)
+    rows, comm = shards.held(x)
+    centroids, counts = kernels.segment_mean(rows, labels, m, comm.all_sum)
     n_empty = int(xp.sum(xp.astype(counts == 0, xp.int32)))
     if n_empty:
         empty = xp.argsort(counts[:, 0], stable=True)[:n_empty]
-        _, far = kernels.top_k(squares[None, :], n_empty)
-        centroids = kernels.put_rows(centroids, empty, xp.take(x, far[0, :], axis=0))
+        far = shards.largest(squares, n_empty, x.shape[0], comm)
+        centroids = kernels.put_rows(centroids, empty, kernels.rows_at(x, far))
     return centroids

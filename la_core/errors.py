@@ -9,6 +9,7 @@
     ├── SettingsError (ValueError)   a setting that no run could use
     ├── DataError                    an empty source, an unreadable or missing image: names the file or the index
     ├── BackendError                 an unknown backend, or one whose library is not installed: says what to install
+    ├── DistributedError             another process of the run died, hangs, or has other settings, data or shapes
     ├── RunFolderError               a run folder that cannot be written, holds something already, or is in use
     └── CheckpointError              a checkpoint that is damaged, of another run, or cannot be written
 
@@ -55,6 +56,10 @@ class DataError(LaCoreError):
 
 class BackendError(LaCoreError):
     """An unknown backend, or one whose library is not installed."""
+
+
+class DistributedError(LaCoreError):
+    """Another process of the run has died, does not answer in time, or has other settings, data or shapes."""
 
 
 class RunFolderError(LaCoreError):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from la_core import check, kernels
+from la_core import check, kernels, shards
 from la_core.bank import unit
 from la_core.data import batches
 from la_core.evaluate import nmi
@@ -57,7 +57,8 @@ def moments(bank: Array) -> tuple[Array, Array]:
     """
     xp = check.together(bank=bank)
     check.bank(bank)
-    return xp.sum(bank, axis=0), xp.matrix_transpose(bank) @ bank
+    rows, comm = shards.held(bank)
+    return comm.all_sum(xp.sum(rows, axis=0)), comm.all_sum(xp.matrix_transpose(rows) @ rows)
 
 
 def effective_rank(gram: np.ndarray) -> float:
@@ -199,7 +200,7 @@ class Health:
 
     def _staleness(self, run: Run, rows: Array, z: Array) -> dict[str, float]:
         xp = array_namespace(z)
-        cosine = xp.vecdot(xp.take(run.state.bank, rows, axis=0), z)
+        cosine = xp.vecdot(kernels.rows_at(run.state.bank, rows), z)
         order = batches(len(run.data), run.settings.batch(run.epoch), seed=run.settings.seed, epoch=run.epoch)
         ages = np.repeat(np.arange(len(order))[::-1], [len(b) for b in order])
         return {

@@ -19,9 +19,11 @@ import numpy as np
 
 from la_core import digits, evaluate
 from la_core.bank import unit
+from la_core.comm import Team
 from la_core.data import ImageFolder, Samples, load, load_npz, samples
 from la_core.dryrun import Cost, plan
 from la_core.errors import DataError, LaCoreError, SettingsError, Terminated
+from la_core.layout import LAYOUTS
 from la_core.neighbours import nearest
 from la_core.presets import preset, presets, small
 from la_core.protocol import Backend, Encoder, backend
@@ -109,6 +111,8 @@ def _parser(framework: str, encoders: Mapping[str, Recipe], networks: Networks |
         help="go on with the run in --out; begin it where there is none, unless must is said")  # fmt: skip
     add("--checkpoint-every", type=int, default=1, metavar="N", help="so many units between checkpoints; 0 for none")
     add("--checkpoint-unit", choices=("epochs", "steps"), default="epochs", help="of --checkpoint-every")
+    add("--bank-layout", choices=LAYOUTS, default=LAYOUTS[0],
+        help="of several processes, as torchrun starts them: whole in each, or its rows dealt out")  # fmt: skip
     add("--workers", type=int, default=0, metavar="N", help="processes that load images ahead")
     add("--skip-broken", action="store_true", help="leave out files of --data that cannot be read, and name them")
     add("--quick", action="store_true", help="a twentieth of the epochs, to see that everything runs")
@@ -145,6 +149,8 @@ class _Job:
     def run(self) -> None:
         options = self.options
         library = backend(self.framework, options.device)
+        team = Team(library)
+        say = print if team.first else _quiet
         own = options.data is not None
         if options.resume != "never" and not options.out:
             raise SettingsError("--resume needs the folder of the run: give it with --out")
@@ -160,12 +166,15 @@ class _Job:
         if named:
             self.recipe = self._preset(named, len(train_set))
         settings = self._settings(len(train_set)).resolved(len(train_set))
-        options.out = Path(options.out) if options.out else _free_folder(f"{named or options.encoder}-{self.framework}")
+        free = _free_folder(f"{named or options.encoder}-{self.framework}")
+        options.out = Path(options.out or team.told(str(free).encode() if team.first else None).decode())
         shape = load(train_set, [0], view, None).shape[1:]
 
-        print(f"{len(train_set)} training samples, {0 if test_set is None else len(test_set)} test samples")
-        print(f"{named or options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
-        print(settings, flush=True)
+        say(f"{len(train_set)} training samples, {0 if test_set is None else len(test_set)} test samples")
+        say(f"{named or options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
+        if not team.alone:
+            say(f"{team.comm.size} processes, bank {options.bank_layout}")
+        say(settings, flush=True)
         encoder = self.recipe.make_encoder(library, settings, shape)
         table = _Table(train_set, test_set, view, settings, options.out / "table.json")
         run = train(
@@ -181,13 +190,18 @@ class _Job:
             resume=options.resume,
             checkpoint_every=options.checkpoint_every,
             checkpoint_unit=options.checkpoint_unit,
+            bank_layout=options.bank_layout,
         )
+        shown = _gallery(run, table) if table.rows else None
+        if not team.first:
+            return
         if table.rows:
             print(f"\n{table}\n")
             if self.options.quick:
                 print("quick: everything ran, in too few epochs to learn from; leave --quick out to see what it learns")
             (options.out / "table.txt").write_text(f"{table}\n")
-            _gallery(run, table, options.out / "neighbours.png")
+            if shown is not None:
+                neighbours(options.out / "neighbours.png", *shown)
         else:
             print("\nthe classes are not known, so there is no accuracy to show")
         lines = {name: row[0] for name, row in table.rows.items() if row[0] is not None and name in table.baselines}
@@ -270,6 +284,8 @@ class _Table(Callback):
             self.accuracy(here.embeddings, there.embeddings),
             self.accuracy(here.features, there.features),
         )
+        if not run.team.first:
+            return
         beside = self.file.with_name(f".{self.file.name}.part")
         beside.write_text(json.dumps(self.rows, indent=2) + "\n")
         beside.replace(self.file)
@@ -320,10 +336,14 @@ def _own(options: argparse.Namespace) -> tuple[Samples, Samples | None]:
     return data, test
 
 
-def _gallery(run: Run, table: _Table, path: Path) -> None:
-    """Test samples with their nearest training samples, by pixels and by embedding."""
+def _quiet(*words: object, flush: bool = False) -> None:
+    """What all but the first process print."""
+
+
+def _gallery(run: Run, table: _Table) -> tuple[Any, ...] | None:
+    """Test samples with their nearest training samples, by pixels and by embedding: what ``neighbours`` draws."""
     if run.test is None or run.test.classes is None or run.data.classes is None:
-        return
+        return None
     # The first test sample of each class, as far as there is room.
     chosen = np.unique(run.test.classes, return_index=True)[1][:10]
     train_pixels, test_pixels = table.pixels(run.data), table.pixels(run.test)
@@ -335,7 +355,7 @@ def _gallery(run: Run, table: _Table, path: Path) -> None:
         flat, asked = rows.reshape(len(rows), -1), queries.reshape(len(queries), -1)[chosen]
         _, indices = nearest(unit(asked), unit(flat), min(7, len(rows)))
         found[name] = (indices, run.data.classes[indices] == run.test.classes[chosen, None])
-    neighbours(path, train_pixels, test_pixels[chosen], found)
+    return train_pixels, test_pixels[chosen], found
 
 
 def _free_folder(name: str) -> Path:

@@ -35,16 +35,19 @@ def library(x: Array) -> str:
 
 
 class Kernel(Generic[_P, _R]):
-    """A reference in the pure standard, and a table of faster versions by library."""
+    """A reference in the pure standard, and a table of faster versions by library.
 
-    def __init__(self, reference: Callable[_P, _R]) -> None:
-        self.reference = reference
+    ``by`` is the place of the argument whose library decides: the bank, where there is one.
+    """
+
+    def __init__(self, reference: Callable[_P, _R], by: int = 0) -> None:
+        self.reference, self._by = reference, by
         self.overrides: dict[str, Callable[_P, _R]] = {}
         update_wrapper(self, reference)
 
     def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """The fastest version for the library of the first argument."""
-        return self.overrides.get(library(args[0]), self.reference)(*args, **kwargs)
+        """The fastest version for the library of the argument that decides."""
+        return self.overrides.get(library(args[self._by]), self.reference)(*args, **kwargs)
 
     def override(self, name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
         """Decorator: ``faster`` answers for arrays of the library ``name``."""
@@ -54,6 +57,10 @@ class Kernel(Generic[_P, _R]):
             return faster
 
         return register
+
+
+def _by_bank(reference: Callable[_P, _R]) -> Kernel[_P, _R]:
+    return Kernel(reference, by=1)
 
 
 def itemsize(x: Array) -> int:
@@ -90,11 +97,16 @@ def segment_sum(x: Array, segments: Array, n: int) -> Array:
     return total
 
 
-def segment_mean(x: Array, segments: Array, n: int) -> tuple[Array, Array]:
-    """Mean of the rows of each segment (n, D), 0 of one without rows, and how many rows it has (n, 1)."""
+def segment_mean(
+    x: Array, segments: Array, n: int, all_sum: Callable[[Array], Array] = lambda x: x
+) -> tuple[Array, Array]:
+    """Mean of the rows of each segment (n, D), 0 of one without rows, and how many rows it has (n, 1).
+
+    Where other processes have more rows of a segment, ``all_sum`` adds what they have.
+    """
     xp = array_namespace(x, segments)
-    counts = segment_sum(xp.ones((x.shape[0], 1), dtype=x.dtype, device=device(x)), segments, n)
-    return segment_sum(x, segments, n) / xp.clip(counts, min=1.0), counts
+    counts = all_sum(segment_sum(xp.ones((x.shape[0], 1), dtype=x.dtype, device=device(x)), segments, n))
+    return all_sum(segment_sum(x, segments, n)) / xp.clip(counts, min=1.0), counts
 
 
 @Kernel
@@ -113,6 +125,13 @@ def put_rows(x: Array, indices: Array, rows: Array) -> Array:
 
 
 @Kernel
+def rows_at(bank: Array, indices: Array) -> Array:
+    """``bank[indices]``: ``(N, D), (B,) -> (B, D)``."""
+    rows: Array = array_namespace(bank, indices).take(bank, indices, axis=0)
+    return rows
+
+
+@_by_bank
 def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array, Array]:
     """The k bank rows of largest dot product: ``(B, D), (N, D) -> scores (B, k), indices (B, k)``.
 
@@ -167,7 +186,7 @@ def entries(x: Array, indices: Array) -> Array:
     return xp.reshape(xp.take(x, xp.reshape(indices, (-1,))), indices.shape)
 
 
-@Kernel
+@_by_bank
 def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     """Dot products with chosen rows: ``(B, D), (N, D), (B, k) -> (B, k)``. Differentiable in ``z``."""
     xp = array_namespace(z, bank, indices)
@@ -177,7 +196,7 @@ def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     return xp.concat(parts, axis=0)
 
 
-@Kernel
+@_by_bank
 def weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
     """Weighted sum of chosen rows: ``(B, k), (N, D), (B, k) -> (B, D)``: the adjoint of :func:`scores_at`."""
     xp = array_namespace(weights, bank, indices)
@@ -196,7 +215,7 @@ def _gathered(bank: Array, indices: Array) -> Iterator[tuple[slice, Array]]:
         yield some, xp.reshape(xp.take(bank, flat, axis=0), (-1, k, dim))
 
 
-@Kernel
+@_by_bank
 def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET) -> tuple[Array, Array]:
     """The softmax over all of the bank: log of its normaliser and mean row, in one pass.
 

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 from array_api_compat import array_namespace
 
+from la_core import check
 from la_core.errors import KindError
 from la_core.kernels import Array
 from la_core.protocol import Backend
@@ -72,8 +73,20 @@ class MLP:
 
         return passed[-1], back
 
+    def sum_gradients(self, all_sum: Callable[[Array], Array]) -> None:
+        """The gradients of the last ``back``, added up over all processes."""
+        self._gradients = {name: all_sum(gradient) for name, gradient in self._gradients.items()}
+
     def step(self, learning_rate: float) -> None:
-        """SGD with momentum, or Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+        """SGD with momentum, or Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+        Raises
+        ------
+        NotFiniteError
+            A gradient holds NaN or infinity: names the first. Nothing has moved.
+        """
+        for name, gradient in self._gradients.items():
+            check.finite(f"the gradient of {name}", gradient)
         decay, momentum = self._settings.weight_decay, self._settings.momentum
         self._steps += 1
         for name, gradient in self._gradients.items():

@@ -79,7 +79,7 @@ def fresh_rows(
     if z.shape[0] != 2 * indices.shape[0]:
         raise ShapeError(f"z must hold two views of each of {indices.shape[0]} samples; got {z.shape[0]} rows")
     check.indices("indices", indices, (None,), bank.shape[0])
-    old = xp.take(bank, indices, axis=0)
+    old = kernels.rows_at(bank, indices)
     halves = z[: indices.shape[0], :], z[indices.shape[0] :, :]
     terms = []
     for mine, other in (halves, halves[::-1]):
@@ -116,7 +116,7 @@ def with_instances(
     def mixed(z: Array, state: State, indices: Array) -> Terms:
         terms = objective(z, state, indices)
         xp = array_namespace(z, indices)
-        batch = xp.take(state.bank, indices, axis=0)
+        batch = kernels.rows_at(state.bank, indices)
         own = xp.arange(indices.shape[0], dtype=indices.dtype, device=device(indices))
         loss, cotangent = instance_discrimination_and_cotangent(z, batch, own, temperature=temperature)
         return terms._replace(
@@ -371,7 +371,7 @@ def instance_discrimination_and_cotangent(
     temperature = float(temperature)
     u = xp.astype(z, bank.dtype, copy=False)
     v = unit(u)
-    mine = xp.take(bank, indices, axis=0)
+    mine = kernels.rows_at(bank, indices)
     own = xp.sum(v * mine, axis=1) / temperature
     if noise is None:
         lse, mean = kernels.softmax_mean(v, bank, temperature, budget)

@@ -6,6 +6,7 @@ import sys
 import time
 from typing import Any
 
+from la_core.errors import NotFiniteError
 from la_core.run import Callback, Run
 
 
@@ -42,6 +43,11 @@ class Progress(Callback):
         if self._bar is not None:
             self._bar.set_description_str(f"{run.phase}, epoch {run.epoch + 1}/{run.settings.epochs}", refresh=False)
             self._bar.set_postfix_str(f"loss {loss:.3f}{self._last}", refresh=False)
+            self._bar.update(run.last_batch)
+
+    def on_skip(self, run: Run, error: NotFiniteError) -> None:
+        """Move the bar."""
+        if self._bar is not None:
             self._bar.update(run.last_batch)
 
     def on_epoch(self, run: Run, record: dict[str, Any]) -> None:

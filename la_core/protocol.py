@@ -27,6 +27,9 @@ class Encoder(Protocol):
     ``weights`` and ``load`` carry the learnt state as plain NumPy arrays by name, so that it can be saved and moved.
     ``training_state`` and ``load_training_state`` carry what else the next step depends on, between encoders of one
     class only: with both, a run that was stopped goes on to the bit.
+
+    An encoder whose ``pullback`` moves something that is saved, such as running statistics, has a method ``revert()``
+    besides, which puts it where it was before the last ``pullback``: a step is held back in whole then.
     """
 
     def apply(self, batch: Array) -> tuple[Array, Array]:
@@ -38,7 +41,13 @@ class Encoder(Protocol):
         ...
 
     def step(self, learning_rate: float) -> None:
-        """Move the weights by the gradients of the last ``back``."""
+        """Move the weights by the gradients of the last ``back``.
+
+        Raises
+        ------
+        NotFiniteError
+            A gradient holds NaN or infinity: nothing has moved.
+        """
         ...
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from la_core.bank import State
+from la_core import shards, tensors
 from la_core.checkpoint import Checkpoint, Place
+from la_core.comm import Team
 from la_core.data import Samples, fingerprint
 from la_core.errors import CheckpointError, KindError, ShapeError
 from la_core.health import Health
@@ -41,7 +42,7 @@ FREE = frozenset({
     "epochs", "learning_rate", "schedule", "drops", "momentum", "weight_decay", "temperature", "mixing", "warmup",
     "warmup_temperature", "instance_weight", "n_noise", "n_background", "probes", "n_clusters", "n_iter", "tolerance",
     "cluster_start", "combine", "recluster_every", "recluster_unit", "knn_every", "knn_k", "knn_temperature",
-    "health_every", "budget",
+    "health_every", "on_not_finite", "most_skipped", "budget",
 })  # fmt: skip
 """Settings with which a run may go on otherwise than it began; it is then said, for it is another run from there."""
 
@@ -55,6 +56,9 @@ class Memory:
     losses: list[np.ndarray] = field(default_factory=list)
     close: list[np.ndarray] = field(default_factory=list)
     """Of each row of each batch of this epoch: the loss, and how many close neighbours it had."""
+    skipped: int = 0
+    in_a_row: int = 0
+    """Steps of this epoch that were held back, and how many of all steps, up to the last one."""
     inertia: list[float] = field(default_factory=list)
     recall: list[float] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -66,6 +70,7 @@ class Memory:
     def next_epoch(self) -> None:
         """Forget what was of the epoch alone."""
         self.number, self.losses, self.close, self.inertia, self.recall, self.seconds = 0, [], [], [], [], {}
+        self.skipped = 0
         self.began = time.perf_counter()
 
 
@@ -78,11 +83,13 @@ class Saving:
     every: int = 1
     """So many of the units apart; 0 for never."""
     unit: str = "epochs"
+    folder: bool = True
+    """Whether there is a folder to save in."""
 
     def due(self, run: Run, memory: Memory) -> bool:
         """Whether a checkpoint belongs here: also at the beginning and at the end, of all but never."""
-        if not self.every or len(run.history) == run.settings.epochs:
-            return bool(self.every)
+        if not (self.every and self.folder) or len(run.history) == run.settings.epochs:
+            return bool(self.every) and self.folder
         if self.unit == "steps":
             return run.step % self.every == 0
         return memory.number == 0 and len(run.history) % self.every == 0
@@ -102,11 +109,14 @@ def identity(data: Samples, view: View, labels: np.ndarray | None) -> dict[str, 
 
 
 def snapshot(run: Run, memory: Memory, of: Mapping[str, Any]) -> Checkpoint:
-    """The run as it stands between two steps, copied to the host."""
+    """The run as it stands between two steps, copied to the host.
+
+    Every process must ask for it. Of a bank that is sharded only the first gets the rows, in their order.
+    """
     from la_core import __version__
 
     host = run.backend.to_host
-    state = {"bank": host(run.state.bank)}
+    state = {"bank": shards.whole(run.state.bank, host)}
     if run.state.labels is not None:
         state["labels"] = host(run.state.labels)
     if memory.lists is not None:
@@ -128,6 +138,7 @@ def snapshot(run: Run, memory: Memory, of: Mapping[str, Any]) -> Checkpoint:
         "settings": json.loads(json.dumps(asdict(run.settings))),
         "encoder": type(run.encoder).__name__,
         "epoch": {
+            "skipped": [memory.skipped, memory.in_a_row],
             "inertia": memory.inertia,
             "recall": memory.recall,
             "seconds": memory.seconds,
@@ -192,8 +203,30 @@ def fit(found: Checkpoint, data: Samples, settings: Settings, of: Mapping[str, A
         warnings.warn(f"the run goes on with {of['view']}; the checkpoint has {facts.get('view')}", stacklevel=3)
 
 
+def told(found: Checkpoint | None, team: Team) -> Checkpoint | None:
+    """The checkpoint that the first process goes on from, for all of them; the bank stays with the first."""
+    if team.alone:
+        return found
+    if not json.loads(team.told(json.dumps(found is not None).encode())):
+        return None
+    plain, packed = b"", b""
+    if found is not None:
+        plain = json.dumps([found.place, found.facts, found.history]).encode()
+        arrays = {f"{group} {name}": x for group, held in found.arrays.items() for name, x in held.items()}
+        arrays.pop("state bank", None)
+        packed = b"".join(tensors.encode(arrays))
+    place, facts, history = json.loads(team.told(plain))
+    given: dict[str, dict[str, np.ndarray]] = {"state": {}}
+    for name, x in tensors.decode(bytearray(team.told(packed))).items():
+        group, _, name = name.partition(" ")
+        given.setdefault(group, {})[name] = x
+    return found or Checkpoint(Place(*place), facts, given, history)
+
+
 def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
-    """Put a run where a checkpoint that :func:`fit` was made. Says what starts afresh, if anything does.
+    """Put a run, whose bank is there, where a checkpoint that :func:`fit` was made.
+
+    Says what starts afresh, if anything does.
 
     Raises
     ------
@@ -203,12 +236,13 @@ def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
     facts, state, asarray = found.facts, found.arrays["state"], run.backend.asarray
     _restore_encoder(run.encoder, found)
     labels = state.get("labels")
-    run.state = State(asarray(state["bank"]), None if labels is None else asarray(labels))
+    run.state = run.state._replace(labels=None if labels is None else asarray(labels))
     run.history, run.step = list(found.history), facts["step"]
     run.epoch, run.phase = min(found.place.epoch, run.settings.epochs - 1), facts["phase"]
     so_far = facts["epoch"]
     memory.number = found.place.number
     memory.losses, memory.close = ([state[name]] if name in state else [] for name in ("losses", "close"))
+    memory.skipped, memory.in_a_row = so_far.get("skipped", (0, 0))
     memory.inertia, memory.recall, memory.seconds = so_far["inertia"], so_far["recall"], so_far["seconds"]
     memory.began = time.perf_counter() - so_far["passed"]
     if "lists.rows" in state:
@@ -259,7 +293,8 @@ def _check_state(found: Checkpoint, n: int) -> None:
     epoch, warned = facts.get("epoch"), facts.get("warnings")
     if (
         not isinstance(epoch, dict)
-        or set(epoch) != {"inertia", "recall", "seconds", "passed"}
+        or {"skipped", *epoch} != {"skipped", "inertia", "recall", "seconds", "passed"}
+        or not _counts(epoch.get("skipped", [0, 0]))
         or not _numbers(epoch["inertia"])
         or not _numbers(epoch["recall"])
         or not isinstance(epoch["seconds"], dict)
@@ -273,6 +308,10 @@ def _check_state(found: Checkpoint, n: int) -> None:
 
 def _numbers(values: Any) -> bool:
     return isinstance(values, list) and all(type(x) in (int, float) for x in values)
+
+
+def _counts(values: Any) -> bool:
+    return isinstance(values, list) and len(values) == 2 and all(type(n) is int and n >= 0 for n in values)
 
 
 def _restore_encoder(encoder: Encoder, found: Checkpoint) -> None:

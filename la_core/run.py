@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from la_core import evaluate
 from la_core.bank import State
+from la_core.comm import Team
 from la_core.data import Samples, Workers
+from la_core.errors import NotFiniteError
 from la_core.protocol import Backend, Encoder
 from la_core.settings import Settings
 from la_core.views import View
@@ -37,18 +41,32 @@ class Run:
     """One record for each epoch, as in ``metrics.jsonl``."""
     workers: Workers = field(default_factory=Workers)
     """Who loads batches: by default this process."""
+    team: Team = field(init=False)
+    """The processes of the run; ``run.team.first`` in the one that writes files."""
+
+    def __post_init__(self) -> None:
+        self.team = Team(self.backend)
 
     def embed(self, data: Samples | None = None) -> evaluate.Embedded:
-        """Embeddings and features of the evaluation views of ``data``, by default of the training samples."""
+        """Embeddings and features of the evaluation views of ``data``, by default of the training samples.
+
+        Each process embeds its part; all have the whole, and so all must ask for it.
+        """
         source = self.data if data is None else data
-        settings = self.settings
-        return evaluate.embed(
-            *(self.encoder, self.backend, source, self.view, settings.batch_size, settings.dtype), workers=self.workers
+        settings, n = self.settings, len(source)
+        mine = evaluate.embed(
+            *(self.encoder, self.backend, source, self.view, settings.batch_size, settings.dtype),
+            workers=self.workers,
+            indices=None if self.team.alone else np.arange(n)[self.team.own(n)],
         )
+        return evaluate.Embedded(*(self.team.joined_on_host(x, n) for x in mine))
 
 
 class Callback:
-    """What a run calls as it goes. Override what you need; to stop a run, raise ``KeyboardInterrupt``."""
+    """What a run calls as it goes. Override what you need; to stop a run, raise ``KeyboardInterrupt``.
+
+    Of a run of several processes each calls its own; one that writes a file should do so where ``run.team.first``.
+    """
 
     def on_start(self, run: Run) -> None:
         """The bank is filled; no step has been made."""
@@ -58,6 +76,9 @@ class Callback:
 
     def on_step(self, run: Run, loss: float) -> None:
         """A batch was learnt and its bank rows were updated."""
+
+    def on_skip(self, run: Run, error: NotFiniteError) -> None:
+        """In place of :meth:`on_step`: the step was held back, by ``on_not_finite="skip"``."""
 
     def on_epoch(self, run: Run, record: dict[str, Any]) -> None:
         """An epoch ended; ``record`` is the line of metrics."""

@@ -100,6 +100,12 @@ class Settings:
     health_every: int = 1
     """Epochs between two looks at the health of the run (:mod:`la_core.health`); 0 for never."""
 
+    on_not_finite: str = "raise"
+    """What to do about a step whose embeddings, loss or gradients hold NaN or infinity, and of which nothing reaches
+    encoder or bank: ``"raise"`` ends the run, ``"skip"`` goes on with the next step and counts it in the metrics."""
+    most_skipped: int = 10
+    """Steps in a row that may be skipped; one more ends the run."""
+
     budget: int = 64 * 2**20
     """Bytes of temporary memory of a search."""
 
@@ -233,6 +239,7 @@ _COUNTS = {
     "knn_every": 0,
     "health_every": 0,
     "knn_k": 1,
+    "most_skipped": 0,
     "budget": 1,
 }
 _NUMBERS = {
@@ -256,4 +263,5 @@ _WORDS = {
     "search": ("exact", "lists"),
     "cluster_start": ("random", "last"),
     "recluster_unit": ("epochs", "steps"),
+    "on_not_finite": ("raise", "skip"),
 }

@@ -7,8 +7,10 @@ encoder, and only then mix the new embeddings into the bank.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -16,13 +18,15 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from la_core import check, evaluate, lists, termination
+from la_core import check, evaluate, kernels, lists, shards, termination
 from la_core.bank import State, random_rows, unit, update
 from la_core.clusters import cluster
+from la_core.comm import Team, digest
 from la_core.data import Samples, Workers, batches, load, samples
 from la_core.errors import NotFiniteError, SettingsError, ShapeError, Terminated
 from la_core.folder import RunFolder
 from la_core.kernels import Array
+from la_core.layout import Layout
 from la_core.objectives import (
     Terms,
     fresh_rows,
@@ -33,7 +37,7 @@ from la_core.objectives import (
 from la_core.progress import Progress
 from la_core.protocol import Backend, Encoder
 from la_core.randomness import derived_seed, generator
-from la_core.resume import MODES, UNITS, Memory, Saving, fit, identity, restore, snapshot
+from la_core.resume import MODES, UNITS, Memory, Saving, fit, identity, restore, snapshot, told
 from la_core.run import AGGREGATION, WARM_UP, Callback, Run
 from la_core.settings import Settings
 from la_core.views import View, default_view
@@ -60,8 +64,12 @@ def train(
     resume: str = "never",
     checkpoint_every: int = 1,
     checkpoint_unit: str = "epochs",
+    bank_layout: str = "replicated",
 ) -> Run:
     """Learn embeddings in which like things gather.
+
+    Several processes make one run together where the backend has them (PyTorch, under torchrun): each calls this with
+    the same arguments, learns from its part of every batch, and has the same state as the others after every step.
 
     Parameters
     ----------
@@ -89,7 +97,8 @@ def train(
     progress
         A live bar on stderr.
     workers
-        Processes that load batches ahead; 0 loads them in this one. The batches are the same.
+        Processes that load batches ahead; 0 loads them in this one, ahead in a thread where samples and view are
+        la-core's own. The batches are the same.
     resume
         ``"auto"``: go on from the newest checkpoint in ``folder``, or begin where there is none; ``"must"``: go on;
         ``"never"``: begin, in an empty folder. Give the same data, settings and a new encoder: the run then goes on to
@@ -97,6 +106,9 @@ def train(
     checkpoint_every, checkpoint_unit
         A checkpoint in ``folder`` each so many ``"epochs"`` or ``"steps"``, and at the end; 0 for none. The two newest
         stay.
+    bank_layout
+        Of several processes, ``"replicated"``: each has the whole bank; ``"sharded"``: each holds its part of the
+        rows (:class:`la_core.shards.Shard`). The run is the same.
 
     Returns
     -------
@@ -106,17 +118,22 @@ def train(
     Raises
     ------
     LaCoreError
-        Bad settings, data or labels, before anything is learnt; embeddings that are not finite, at the step where
-        they arise and before the bank is touched. ``KeyboardInterrupt`` passes through. In every case the run folder
-        is left complete up to the last epoch, with the state as it stands.
+        Bad settings, data or labels, before anything is learnt; embeddings or gradients that are not finite, at the
+        step where they arise and before bank or weights are touched. ``KeyboardInterrupt`` passes through. In every
+        case the run folder is left complete up to the last epoch, with the state as it stands.
     CheckpointError
         A checkpoint of another run, or damaged; one that cannot be written.
+    DistributedError
+        Another process has died, does not answer in time, or has other settings, data or shapes.
     Terminated
         SIGTERM came: the step was finished and a checkpoint saved. It is a ``SystemExit`` of status 143.
     """
     _check_resume(folder, resume, checkpoint_every, checkpoint_unit)
-    source = samples(data)
+    source, team = samples(data), Team(backend)
     settings = (settings or Settings()).resolved(len(source))
+    layout = Layout(bank_layout, len(source), team)
+    if layout.sharded and settings.search == "lists":
+        raise SettingsError("search='lists' reads the whole bank: set bank_layout='replicated', or search='exact'")
     view = view or default_view(source[0])
     labels = None if labels is None else np.asarray(labels)
     if labels is not None and (labels.ndim != 2 or labels.shape[1] != len(source) or labels.dtype.kind not in "iu"):
@@ -124,26 +141,29 @@ def train(
             f"labels must be integers of shape (H, {len(source)}), one row for each clustering; "
             f"got {labels.shape} {labels.dtype}"
         )
-    told = [*callbacks, *([Progress()] if progress else [])]
+    callbacks = [*callbacks, *([Progress()] if progress and team.first else [])]
     tests = None if test is None else samples(test)
     with (
-        nullcontext() if folder is None else RunFolder(folder, resume) as files,
+        nullcontext() if folder is None or not team.first else RunFolder(folder, resume) as files,
         Workers(workers, source, *([] if tests is None else [tests])) as loaders,
     ):
-        backend.seed(settings.seed)
+        backend.seed(settings.seed if team.first else derived_seed(settings.seed, "process", team.comm.rank))
         found = None if files is None else files.found
-        of = {} if files is None else identity(source, view, labels)
-        if found is None:
-            bank = _first_bank(source, view, encoder, backend, settings, loaders)
-        else:
+        of = {} if folder is None and team.alone else identity(source, view, labels)
+        saving = Saving(of, checkpoint_every, checkpoint_unit, folder is not None)
+        if found is not None:
             fit(found, source, settings, of)
-            bank = found.arrays["state"]["bank"]
-        run, memory = Run(source, tests, view, encoder, backend, settings, State(backend.asarray(bank))), Memory()
+        team.enter(encoder, {"settings": asdict(settings), "bank_layout": bank_layout, "saving": asdict(saving)})
+        if found := told(found, team):
+            bank = layout.told(found.arrays["state"].get("bank"))
+        else:
+            bank = layout.made(_first_rows(source, view, encoder, backend, settings, loaders, layout.own))
+        run, memory = Run(source, tests, view, encoder, backend, settings, State(bank)), Memory()
         run.workers = loaders
         if found is not None:
             restore(found, run, memory)
-        saving = Saving(of, checkpoint_every, checkpoint_unit)
-        return _Trainer(run, memory, files, saving, told, None if labels is None else backend.asarray(labels)).train()
+        given = None if labels is None else backend.asarray(labels)
+        return _Trainer(run, layout, memory, files, saving, callbacks, given).train()
 
 
 def _check_resume(folder: str | Path | None, resume: str, every: int, unit: str) -> None:
@@ -162,6 +182,7 @@ class _Trainer:
     def __init__(
         self,
         run: Run,
+        layout: Layout,
         memory: Memory,
         folder: RunFolder | None,
         saving: Saving,
@@ -169,20 +190,22 @@ class _Trainer:
         given_labels: Array | None,
     ) -> None:
         self.run, self.memory, self.folder, self.saving = run, memory, folder, saving
+        self.team, self.layout = run.team, layout
         self.callbacks, self.given_labels = callbacks, given_labels
         self.termination = termination.Notice()
+        self.asked = False
         self._compile()
 
     def train(self) -> Run:
-        with termination.heeded(self.folder is not None) as self.termination:
+        with termination.heeded(self.saving.folder) as self.termination:
             return self._train()
 
     def _train(self) -> Run:
         run = self.run
         begins = run.step == 0
+        if begins:
+            self._keep()
         if self.folder is not None:
-            if begins:
-                self._keep()
             self.folder.start(run.settings, run.history)
         try:
             self._tell("on_start" if begins else "on_resume")
@@ -211,23 +234,34 @@ class _Trainer:
     def _epoch(self) -> None:
         run, settings, memory = self.run, self.run.settings, self.memory
         order = batches(len(run.data), settings.batch(run.epoch), seed=settings.seed, epoch=run.epoch)
+        own = [batch[self.team.own(len(batch))] for batch in order[memory.number :]]
         keys = [(settings.seed, run.epoch), (derived_seed(settings.seed, "second view"), run.epoch)]
-        with closing(run.workers.load(run.data, order[memory.number :], run.view, *keys[: settings.views])) as loaded:
-            for number in range(memory.number, len(order)):
+        with closing(run.workers.load(run.data, own, run.view, *keys[: settings.views])) as loaded:
+            for number, indices in list(enumerate(order))[memory.number :]:
                 if run.phase == AGGREGATION and self._due(number, len(order)):
                     self._cluster()
                 with self._clock("load"):
-                    indices, views = next(loaded)
-                loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
-                memory.losses.append(loss)
-                if n_close is not None:
-                    memory.close.append(n_close)
+                    _, views = next(loaded)
+                told: tuple[Any, ...]
+                try:
+                    loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
+                except NotFiniteError as error:
+                    self._hold_back(error, indices)
+                    told = "on_skip", error
+                else:
+                    memory.in_a_row = 0
+                    memory.losses.append(loss)
+                    if n_close is not None:
+                        memory.close.append(n_close)
+                    told = "on_step", float(loss.mean())
                 run.step += 1
                 memory.number += 1
                 run.last_batch = len(indices)
-                self._tell("on_step", float(loss.mean()))
-                if memory.number < len(order) or self.termination.given:  # at the end the epoch's record comes first
+                self._tell(*told)
+                if memory.number < len(order) or self._asked():  # at the end the epoch's record comes first
                     self._keep()
+        if not memory.losses:
+            raise NotFiniteError(f"every step of epoch {run.epoch + 1} was skipped: nothing is being learnt")
         record: dict[str, Any] = {
             "epoch": run.epoch + 1,
             "step": run.step,
@@ -238,6 +272,8 @@ class _Trainer:
         if memory.close:
             sizes = np.concatenate(memory.close)
             record |= {"without_close": float((sizes == 0).mean()), "mean_close": float(sizes.mean())}
+        if settings.on_not_finite == "skip":
+            record["skipped"] = memory.skipped
         if memory.inertia:
             record["inertia"] = memory.inertia
         if memory.recall:
@@ -248,6 +284,7 @@ class _Trainer:
             with self._clock("health"):
                 record["health"] = memory.health.record(run)
             record["warnings"] = memory.health.warnings(record, settings, len(run.data))
+        self._agree()
         total = time.perf_counter() - memory.began
         record["seconds"] = {name: round(s, 4) for name, s in memory.seconds.items()} | {"epoch": round(total, 4)}
         run.history.append(record)
@@ -260,29 +297,51 @@ class _Trainer:
     def _step(
         self, indices: np.ndarray, views: np.ndarray, learning_rate: float
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """One batch. Returns the loss of each row and, in Local Aggregation, how many close neighbours it has."""
-        run = self.run
+        """One batch: all of its indices, and the views that are this process's to embed.
+
+        Returns the loss of each row and, in Local Aggregation, how many close neighbours it has.
+
+        Raises
+        ------
+        NotFiniteError
+            Embeddings, loss or gradients: neither bank nor weights have moved.
+        """
+        run, team, n, n_views = self.run, self.team, len(indices), self.run.settings.views
         with self._clock("load"):
             batch = run.backend.asarray(views.astype(run.settings.dtype, copy=False))
             rows = run.backend.asarray(indices)
         with self._clock("encode"):
-            z, back = run.encoder.pullback(batch)
+            mine, back = run.encoder.pullback(batch)
+            if not team.alone:
+                facts = {"step": run.step, "rows": len(mine) == len(batch), "embedding": [mine.shape[1], mine.dtype]}
+                self.asked = team.agree("a step", facts, self.termination.given)
+            z = team.joined(mine, n, n_views)
         with self._clock("objective"):
-            try:
-                terms, run.state = self._objective(z, run.state, rows)
-                loss = self._host(terms.loss)
-                check.finite("loss", loss)  # compiled, an objective cannot look at its numbers
-            except NotFiniteError as error:
-                raise NotFiniteError(
-                    f"{error} (embeddings at step {run.step + 1}, epoch {run.epoch + 1}): lower the learning rate, "
-                    f"or look at the samples {indices[:8].tolist()}..."
-                ) from None
+            terms, run.state = self._objective(z, run.state, rows)
+            loss = self._host(terms.loss)
+            check.finite("loss", loss)  # compiled, an objective cannot look at its numbers
         with self._clock("backward"):
-            back(terms.cotangent)
+            back(team.mine(terms.cotangent, n, n_views))
+            team.sum_gradients(run.encoder)
             run.encoder.step(learning_rate)
         with self._clock("update"):
             run.state = self._update(run.state, rows, z)
         return loss, None if terms.n_close is None else self._host(terms.n_close)
+
+    def _hold_back(self, error: NotFiniteError, indices: np.ndarray) -> None:
+        """Go on without the step that raised this, or end the run, as the settings say."""
+        run, settings, memory = self.run, self.run.settings, self.memory
+        if hasattr(run.encoder, "revert"):
+            run.encoder.revert()
+        memory.skipped += 1
+        memory.in_a_row += 1
+        where = f"{error} (at step {run.step + 1}, epoch {run.epoch + 1})"
+        todo = f"lower the learning rate, or look at the samples {indices[:8].tolist()}..."
+        if settings.on_not_finite == "raise":
+            raise NotFiniteError(f"{where}: {todo}") from error
+        if memory.in_a_row > settings.most_skipped:
+            raise NotFiniteError(f"{where}, after {memory.in_a_row - 1} steps in a row were skipped: {todo}") from error
+        warnings.warn(f"{where}: the step is skipped, and neither encoder nor bank have moved", stacklevel=2)
 
     def _objective(self, z: Array, state: State, rows: Array) -> tuple[Terms, State]:
         """The loss of the phase, and the state as it was."""
@@ -297,7 +356,7 @@ class _Trainer:
 
     def _compile(self) -> None:
         """The arithmetic of a step: pure functions of arrays, with every setting bound."""
-        settings, compiled = self.run.settings, self.run.backend.compile
+        settings, compiled, layout = self.run.settings, self.run.backend.compile, self.layout
 
         def over_views(objective: Callable[..., Terms], z: Array, state: State, rows: Array) -> tuple[Terms, State]:
             if settings.views == 2:
@@ -317,12 +376,13 @@ class _Trainer:
                 lists=among,
                 probes=settings.probes,
             )
+            objective = layout.dealt(objective)
             if settings.instance_weight:
                 objective = with_instances(objective, settings.instance_weight, settings.warmup_temperature)
             return over_views(objective, z, state, rows)
 
         def discriminate(z: Array, state: State, rows: Array, noise: Array | None = None) -> tuple[Terms, State]:
-            def objective(z: Array, state: State, rows: Array) -> Terms:
+            def objective(z: Array, state: State, rows: Array, noise: Array | None = None) -> Terms:
                 assert settings.warmup_temperature is not None  # resolved
                 return Terms(
                     *instance_discrimination_and_cotangent(
@@ -336,8 +396,8 @@ class _Trainer:
             if settings.warmup == "batch":  # the batch is all the bank there is
                 xp = array_namespace(rows)
                 own = xp.arange(rows.shape[0], dtype=rows.dtype, device=device(rows))
-                return fresh_rows(objective, z, State(xp.take(state.bank, rows, axis=0)), own)[0], state
-            return over_views(objective, z, state, rows)
+                return fresh_rows(objective, z, State(kernels.rows_at(state.bank, rows)), own)[0], state
+            return over_views(layout.dealt(objective, noise), z, state, rows)
 
         def moved(state: State, rows: Array, z: Array) -> State:
             every = array_namespace(rows).concat([rows] * settings.views)
@@ -365,7 +425,7 @@ class _Trainer:
         else:
             with self._clock("cluster"):
                 result = cluster(
-                    run.state.bank,
+                    self.layout.for_clustering(run.state.bank),
                     n_clusters=settings.n_clusters,
                     n_clusterings=settings.n_clusterings,
                     seed=derived_seed(settings.seed, "round", run.step),
@@ -403,36 +463,53 @@ class _Trainer:
                 queries, truth, own = asarray(run.embed(run.test).embeddings), run.test.classes, None
             else:
                 queries, truth, own = bank, run.data.classes, asarray(np.arange(len(run.data)))
-            predicted = evaluate.knn(
+            classify = partial(
+                evaluate.knn,
                 bank,
                 asarray(run.data.classes),
-                queries,
                 k=min(settings.knn_k, len(run.data) - (own is not None)),
                 temperature=settings.knn_temperature,
-                own=own,
                 budget=settings.budget,
             )
+            predicted = self.layout.over_queries(classify, queries, own)
         return {"knn": float((self._host(predicted) == truth).mean())}
 
     def _keep(self) -> None:
         """A checkpoint where one is due, and where the run has been asked to end; then it does."""
-        if self.folder is None:
-            return
-        asked, every = self.termination.given, self.saving.every
+        asked, every = self._asked(), self.saving.every
         if self.saving.due(self.run, self.memory) or (asked and every):
-            self.folder.checkpoints.save(snapshot(self.run, self.memory, self.saving.identity))
+            found = snapshot(self.run, self.memory, self.saving.identity)
+            if self.folder is not None:
+                self.folder.checkpoints.save(found)
         if asked:
             kept = "it goes on by resume='auto'" if every else "without a checkpoint, for checkpoint_every is 0"
-            raise Terminated(f"the run in {self.folder.path} was asked to end after step {self.run.step}; {kept}")
+            raise Terminated(f"the run was asked to end after step {self.run.step}; {kept}")
 
-    def _save(self) -> None:
-        if self.folder is None:
+    def _asked(self) -> bool:
+        """Whether the run has been asked to end: of several processes, as they agreed in the last step."""
+        return self.termination.given if self.team.alone else self.asked
+
+    def _agree(self) -> None:
+        """At the end of an epoch: the processes have the same weights and labels and, replicated, the same bank."""
+        if self.team.alone:
             return
         run = self.run
-        arrays = {"bank": self._host(run.state.bank)}
+        arrays = dict(run.encoder.weights())
         if run.state.labels is not None:
             arrays["labels"] = self._host(run.state.labels)
-        self.folder.arrays("embeddings.npz", arrays)
+        if not self.layout.sharded:
+            arrays["bank"] = self._host(run.state.bank)
+        self.team.agree("an epoch", {name: digest(x) for name, x in arrays.items()})
+
+    def _save(self) -> None:
+        run, bank = self.run, None
+        if not self.layout.sharded or run.status in ("finished", "terminated"):  # else the others may be gone
+            bank = shards.whole(run.state.bank, self._host)
+        if self.folder is None:
+            return
+        if bank is not None:
+            labels = {} if run.state.labels is None else {"labels": self._host(run.state.labels)}
+            self.folder.arrays("embeddings.npz", {"bank": bank, **labels})
         self.folder.arrays("encoder.npz", run.encoder.weights())
         self.folder.status(run.status, epoch=len(run.history), epochs=run.settings.epochs)
 
@@ -451,16 +528,25 @@ class _Trainer:
         seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - began
 
 
-def _first_bank(
-    data: Samples, view: View, encoder: Encoder, backend: Backend, settings: Settings, workers: Workers
+def _first_rows(
+    data: Samples,
+    view: View,
+    encoder: Encoder,
+    backend: Backend,
+    settings: Settings,
+    workers: Workers,
+    chosen: np.ndarray,
 ) -> np.ndarray:
-    """The bank before the first step (N, D): one pass of the encoder, or random unit rows."""
+    """Rows of the bank before the first step (n, D): one pass of the encoder, or random unit rows."""
     if settings.bank_start == "random":
         one = backend.asarray(load(data, [0], view).astype(settings.dtype, copy=False))
-        rows = random_rows(len(data), encoder.apply(one)[0].shape[1], seed=settings.seed)
-        return rows.astype(settings.dtype)
-    z = evaluate.embed(encoder, backend, data, view, settings.batch_size, settings.dtype, workers=workers).embeddings
+        every = random_rows(len(data), encoder.apply(one)[0].shape[1], seed=settings.seed)
+        rows: np.ndarray = every[chosen, :].astype(settings.dtype)
+        return rows
+    z = evaluate.embed(
+        *(encoder, backend, data, view, settings.batch_size, settings.dtype), workers=workers, indices=chosen
+    ).embeddings
     rows = np.asarray(unit(z.astype(settings.dtype, copy=False)))
     lost = np.flatnonzero(~rows.any(axis=1))  # an embedding of zeros has no direction: any will do
-    rows[lost] = random_rows(len(data), rows.shape[1], seed=settings.seed)[lost]
+    rows[lost] = random_rows(len(data), rows.shape[1], seed=settings.seed)[chosen[lost]]
     return rows

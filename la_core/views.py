@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
@@ -98,16 +99,35 @@ class ImageView:
 
     def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """(H, W[, C]) uint8 -> (C, size, size) float32."""
+        row: np.ndarray = self.finish([self.begin(sample, rng)])[0]
+        return row
+
+    def begin(self, sample: np.ndarray, rng: np.random.Generator | None) -> Begun:
+        """(H, W[, C]) uint8 -> what Pillow does: all but the brightness and contrast of a gray image, and the scaling.
+
+        Raises
+        ------
+        DataError
+            Not such an array.
+        """
         if sample.dtype != np.uint8 or sample.ndim not in (2, 3):
             raise DataError(f"an image must be (H, W) or (H, W, C) uint8; got {sample.shape} {sample.dtype}")
         whole = _pillow().fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
-        image = self._centre(whole) if rng is None else self._random(whole, rng)
-        pixels = np.asarray(image, dtype=np.float32)
-        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        begun = (self._centre(whole), ()) if rng is None else self._random(whole, rng)
+        return Begun(np.asarray(begun[0]), begun[1])
+
+    def finish(self, begun: Sequence[Begun]) -> np.ndarray:
+        """Views (B, C, size, size) float32 of what was begun, all gray or all of one number of channels."""
+        pixels = np.stack([one.pixels for one in begun])
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
+        scaled = pixels.astype(np.float32, order="C")
+        _level(scaled, [one.levels for one in begun])
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        if pixels.shape[0] != mean.size:
+        if scaled.shape[1] != mean.size:
             mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
-        scaled: np.ndarray = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
+        scaled /= 255
+        scaled -= mean[:, None, None]
+        scaled /= std[:, None, None]
         return scaled
 
     def _centre(self, image: Any) -> Any:
@@ -116,9 +136,11 @@ class ImageView:
         return self._resize(image, (left, top, left + side, top + side))
 
     def _resize(self, image: Any, box: tuple[float, ...]) -> Any:
+        if image.size == (self.size, self.size) and box == (0, 0, *image.size):
+            return image
         return image.resize((self.size, self.size), _pillow().Resampling.BILINEAR, box=box)
 
-    def _random(self, image: Any, rng: np.random.Generator) -> Any:
+    def _random(self, image: Any, rng: np.random.Generator) -> tuple[Any, Levels]:
         pillow = _pillow()
         image = self._resize(image, self._crop_box(image.width, image.height, rng))
         if self.degrees or self.shift or self.shear or self.scale != (1.0, 1.0):
@@ -126,10 +148,12 @@ class ImageView:
             image = image.transform(image.size, affine, self._affine(rng), bilinear)
         if image.mode == "RGB" and rng.random() < self.grayscale:
             image = image.convert("L").convert("RGB")
-        image = self._jittered(image, rng)
+        levels = self._levels(image.mode == "RGB", rng)
+        if image.mode != "L":
+            image, levels = _jittered(image, levels), ()
         if rng.random() < self.flip:
             image = image.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
-        return image
+        return image, levels
 
     def _crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, ...]:
         if self.crop == (1.0, 1.0):
@@ -144,10 +168,11 @@ class ImageView:
         return (0, 0, width, height)
 
     def _affine(self, rng: np.random.Generator) -> tuple[float, ...]:
-        angle = math.radians(rng.uniform(-self.degrees, self.degrees))
-        shear = math.tan(math.radians(rng.uniform(-self.shear, self.shear)))
-        zoom = math.exp(rng.uniform(math.log(self.scale[0]), math.log(self.scale[1])))
-        right, down = (self.size * shift for shift in rng.uniform(-self.shift, self.shift, 2).tolist())
+        turn, bend, grow, along, down = rng.random(5).tolist()
+        angle = math.radians(_between(-self.degrees, self.degrees, turn))
+        shear = math.tan(math.radians(_between(-self.shear, self.shear, bend)))
+        zoom = math.exp(_between(math.log(self.scale[0]), math.log(self.scale[1]), grow))
+        right, down = (self.size * _between(-self.shift, self.shift, share) for share in (along, down))
         # Pillow maps output to input, about the corner; this turns about the centre. Rows of the inverse of
         # zoom * turn * shear:
         cos, sin = math.cos(angle) / zoom, math.sin(angle) / zoom
@@ -156,15 +181,57 @@ class ImageView:
         x, y = half + right, half + down
         return (a, b, half - a * x - b * y, c, d, half - c * x - d * y)
 
-    def _jittered(self, image: Any, rng: np.random.Generator) -> Any:
-        for which in rng.permutation(4).tolist():
-            strength = self.jitter[which]
-            if not strength or (image.mode != "RGB" and which >= 2):
-                continue
-            amount = rng.uniform(-strength, strength)
-            less = None if which == 3 else _without(which, image)
-            image = _turn_hue(image, amount) if less is None else _pillow().blend(less, image, 1 + amount)
-        return image
+    def _levels(self, coloured: bool, rng: np.random.Generator) -> Levels:
+        chosen = [which for which in rng.permutation(4).tolist() if self.jitter[which] and (coloured or which < 2)]
+        return tuple((which, _between(-self.jitter[which], self.jitter[which], rng.random())) for which in chosen)
+
+
+Levels: TypeAlias = tuple[tuple[int, float], ...]
+"""Which of brightness (0), contrast (1), saturation (2) and hue (3) is changed by how much, in order."""
+
+
+class Begun(NamedTuple):
+    """A view of an image without the last of its arithmetic."""
+
+    pixels: np.ndarray
+    """(H, W) or (H, W, C) uint8."""
+    levels: Levels
+    """Of a gray image, what is still to be changed."""
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """What ``Generator.uniform(low, high)`` makes of the number in [0, 1) that it draws."""
+    return low + (high - low) * share
+
+
+def _level(pixels: np.ndarray, levels: Sequence[Levels]) -> None:
+    """Change brightness and contrast of gray images (B, 1, H, W), float32 of whole numbers, as Pillow's blend would.
+
+    Which is truncated and clipped to 8 bits after each change. Of a small image Pillow's calls take longer than its
+    pixels; here a call serves a batch.
+    """
+    for step in range(max(map(len, levels), default=0)):
+        each = [one[step] if step < len(one) else (0, 0.0) for one in levels]
+        amounts = np.array([1 + amount for _, amount in each], np.float32)[:, None, None, None]
+        middle = np.array([which == 1 for which, _ in each])[:, None, None, None] * _middle(pixels)
+        pixels -= middle
+        pixels *= amounts
+        pixels += middle
+        np.trunc(np.clip(pixels, 0, 255, out=pixels), out=pixels)
+
+
+def _middle(pixels: np.ndarray) -> np.ndarray:
+    """The mean of each image, rounded to a whole number: (B, 1, 1, 1) float32."""
+    means = pixels.mean(axis=(1, 2, 3), dtype=np.float64, keepdims=True)  # exact: a sum of whole numbers
+    whole: np.ndarray = np.trunc(means + 0.5).astype(np.float32)
+    return whole
+
+
+def _jittered(image: Any, levels: Levels) -> Any:
+    for which, amount in levels:
+        less = None if which == 3 else _without(which, image)
+        image = _turn_hue(image, amount) if less is None else _pillow().blend(less, image, 1 + amount)
+    return image
 
 
 @cache
@@ -187,11 +254,11 @@ def _without(which: int, image: Any) -> Any:
     """
     if which == 0:
         return _black(image.mode, image.size)
-    gray = image if image.mode == "L" else image.convert("L")
+    gray = image.convert("L")
     if which == 1:
         pixels = np.frombuffer(gray.tobytes(), np.uint8)
         gray = _pillow().new("L", image.size, int(int(pixels.sum()) / pixels.size + 0.5))
-    return gray if image.mode == "L" else gray.convert(image.mode)
+    return gray.convert(image.mode)
 
 
 def default_view(sample: np.ndarray) -> View:

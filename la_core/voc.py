@@ -83,6 +83,8 @@ class VOC:
         self.ids = [words[0] for line in _text(file).splitlines() if (words := line.split())]
         if not self.ids:
             raise DataError(f"{file} names no images")
+        if strange := [name for name in self.ids if Path(name).name != name or "\\" in name]:
+            raise DataError(f"{file} names an image outside of JPEGImages: {strange[0]!r}")
         missing = [path for name in self.ids for path in self._files(name) if not path.is_file()]
         if missing:
             more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -103,7 +105,8 @@ class VOC:
         """
         file, annotation = self._files(self.ids[index])
         try:
-            image = images.read(file)
+            with images.open_regular(file) as stream:
+                image = images.read(stream)
         except DataError as error:
             raise DataError(f"the image {file} cannot be read: {error}") from error
         width, height = self._sizes[index]

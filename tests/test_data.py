@@ -8,6 +8,7 @@ from PIL import Image, ImageEnhance
 
 from la_core import data, views
 from la_core.errors import DataError, SettingsError
+from la_core.randomness import generator
 
 
 @given(n=st.integers(1, 60), size=st.integers(1, 70), seed=st.integers(0, 5), epoch=st.integers(0, 5))
@@ -89,6 +90,48 @@ def test_gray_has_three_equal_channels_and_a_full_turn_of_the_hue_changes_little
     np.testing.assert_array_equal(seen[0], seen[2])
     turned = np.asarray(views._turn_hue(Image.fromarray(image), 1.0), dtype=int)
     assert np.abs(turned - image).max() <= 8  # HSV in 8 bits and back
+
+
+def law_of_levels(levels):
+    """Brightness and contrast of a batch of gray images are what Pillow makes of each, pixel for pixel."""
+    rng = np.random.default_rng(0)
+    images = np.concatenate([rng.integers(0, 256, (30, 7, 9)), 255 * (rng.random((30, 7, 9)) < 0.1)]).astype(np.uint8)
+    batch = images[:, None].astype(np.float32)
+    levels(batch, changes := [tuple((which, rng.uniform(-1, 1)) for which in rng.permutation(2)) for _ in images])
+    for image, change, seen in zip(images, changes, batch[:, 0], strict=True):
+        pillow = Image.fromarray(image)
+        for which, amount in change:
+            pillow = (ImageEnhance.Brightness, ImageEnhance.Contrast)[which](pillow).enhance(1 + amount)
+        np.testing.assert_array_equal(seen, np.asarray(pillow))
+
+
+def test_gray_images_are_levelled_as_by_pillow(monkeypatch):
+    law_of_levels(views._level)
+    monkeypatch.setattr(views, "_middle", lambda pixels: pixels.mean(axis=(1, 2, 3), keepdims=True))
+    with pytest.raises(AssertionError):
+        law_of_levels(views._level)
+
+
+def test_a_batch_is_its_views_one_by_one():
+    rng = np.random.default_rng(0)
+    gray = data.samples(rng.integers(0, 256, (5, 9, 12), dtype=np.uint8))
+    colour = data.samples(rng.integers(0, 256, (5, 9, 12, 3), dtype=np.uint8))
+    for some, view in ((gray, views.ImageView(size=8)), (colour, views.ImageView(size=8))):
+        batch = data.load(some, range(5), view, (3, 1), None)
+        alone = [view(some[i], generator(3, "view", 1, i)) for i in range(5)] + [view(some[i], None) for i in range(5)]
+        np.testing.assert_array_equal(batch, np.stack(alone))
+        assert batch.flags.c_contiguous
+
+
+def test_a_class_made_from_a_view_is_asked_itself():
+    class Inverted(views.ImageView):
+        def __call__(self, sample, rng):
+            return -super().__call__(sample, rng)
+
+    some = data.samples(np.arange(4 * 9, dtype=np.uint8).reshape(1, 6, 6))
+    np.testing.assert_array_equal(
+        data.load(some, [0], Inverted(size=4), None), -data.load(some, [0], views.ImageView(size=4), None)
+    )
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from folders import mixed_folder
 
 from la_core import data, views
-from la_core.data import loading, pool
+from la_core.data import ahead, loading, pool
 from la_core.errors import DataError, SettingsError
 
 IMAGES = views.ImageView(size=16, degrees=10)
@@ -172,6 +172,84 @@ def test_reading_one_task_too_many_is_caught(monkeypatch):
         monkeypatch.setattr(some_pool, "ahead", 4)
         with pytest.raises(AssertionError):
             law_of_bounded_memory(some_pool, 3)
+
+
+def law_of_one_ahead(one_ahead):
+    """Every result in order, from another thread, each begun no sooner than the one before it is taken."""
+    begun = []
+
+    def work(task):
+        begun.append(threading.get_ident())
+        return task
+
+    taken = []
+    for result in one_ahead(work, iter(range(9))):
+        taken.append(result)
+        assert len(begun) <= len(taken) + 1
+        time.sleep(0.002)  # long enough to begin too many
+    assert taken == list(range(9))
+    assert len(set(begun) - {threading.get_ident()}) == 1
+    assert list(one_ahead(work, [])) == []
+
+
+def test_a_thread_works_one_ahead():
+    law_of_one_ahead(ahead.one_ahead)
+
+
+def test_a_thread_that_runs_on_is_caught():
+    def eager(function, tasks):
+        with ahead.ThreadPoolExecutor(1) as thread:
+            yield from thread.map(function, tasks)
+
+    with pytest.raises(AssertionError):
+        law_of_one_ahead(eager)
+
+
+def test_the_next_batch_is_made_while_one_is_in_use():
+    begun = threading.Event()
+    results = ahead.one_ahead(lambda task: begun.set() if task == 1 else None, range(3))
+    next(results)
+    assert begun.wait(timeout=20)
+    results.close()
+
+
+def test_an_error_ahead_waits_for_its_turn_and_the_thread_ends(sets):
+    def work(task):
+        if task == 2:
+            raise KeyboardInterrupt
+        return task
+
+    before = set(threading.enumerate())
+    results = ahead.one_ahead(work, range(5))
+    assert [next(results), next(results)] == [0, 1]
+    with pytest.raises(KeyboardInterrupt):
+        next(results)
+    assert set(threading.enumerate()) == before
+    left = data.Workers().load(sets["memory"], [np.arange(5)] * 4, FEATURES, (0, 0))
+    next(left)
+    assert len(threading.enumerate()) == len(before) + 1
+    left.close()
+    assert set(threading.enumerate()) == before
+
+
+def test_only_what_is_ours_is_called_from_another_thread(sets):
+    threads = set()
+
+    class Own(views.FeatureView):
+        def __call__(self, sample, rng):
+            threads.add(threading.get_ident())
+            return super().__call__(sample, rng)
+
+    order = [np.arange(i, i + 5) for i in range(0, 20, 5)]
+    for some, view in ((sets["memory"], Own()), (data.samples(list(np.eye(20))), FEATURES)):
+        list(data.Workers().load(some, order, view, (0, 0)))
+        assert not any(thread.name.startswith("la-core-ahead") for thread in threading.enumerate())
+        rest = data.Workers().load(some, order, view, (0, 0))
+        next(rest)
+        assert not any(thread.name.startswith("la-core-ahead") for thread in threading.enumerate())
+    assert threads == {threading.get_ident()}
+    for name, view in (("folder", IMAGES), ("part", IMAGES), ("memory", FEATURES), ("mapped", FEATURES)):
+        law_of_equal_bytes(data.Workers(), sets[name], order, view, (0, 0))
 
 
 def test_leaving_early_leaves_the_pool_as_it_was(workers, sets):

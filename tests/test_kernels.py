@@ -16,7 +16,7 @@ from la_core.backends.torch.kernels import top_k_of_torch
 
 KERNELS = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, kernels.Kernel)}
 LIBRARIES = {"numpy": NUMPY, "torch": TORCH}
-ELSEWHERE = {"jax": "test_jax.py", "jaxlib": "test_jax.py", "cupy": "test_cupy.py"}
+ELSEWHERE = {"la_core": "test_processes.py", "jax": "test_jax.py", "jaxlib": "test_jax.py", "cupy": "test_cupy.py"}
 REGISTERED = {(name, library) for name, kernel in KERNELS.items() for library in kernel.overrides}
 OVERRIDES = sorted(pair for pair in REGISTERED if pair[1] in LIBRARIES)
 
@@ -44,6 +44,7 @@ def arguments(name, rng, integers):
         "put_rows": lambda: (real(n, dim), written, real(n, dim)[written]),
         "nearest": lambda: (real(batch, dim), real(n, dim), k, budget),
         "assign": lambda: (real(n, dim), real(k, dim), budget),
+        "rows_at": lambda: (real(n, dim), written),
         "entries": lambda: (real(n, 1)[:, 0], chosen),
         "scores_at": lambda: (real(batch, dim), real(n, dim), chosen),
         "weighted_rows": lambda: (real(batch, k), real(n, dim), chosen),
@@ -110,8 +111,8 @@ def test_the_override_answers_for_its_library(name, library, monkeypatch):
     monkeypatch.setitem(kernel.overrides, library, lambda *args: "faster")
     monkeypatch.setattr(kernel, "reference", lambda *args: "reference")
     array = LIBRARIES[library].asarray(np.ones(1))
-    assert kernel(array) == "faster"
-    assert kernel(STRICT.asarray(np.ones(1))) == "reference"
+    assert kernel(array, array) == "faster"
+    assert kernel(*[STRICT.asarray(np.ones(1))] * 2) == "reference"
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

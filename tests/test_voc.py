@@ -57,6 +57,14 @@ def test_a_folder_is_read_in_the_order_of_its_list(tmp_path):
     assert data[1][1].boxes.shape == (0, 4)
 
 
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "sub/000001", "..\\\\secret"])
+def test_a_list_cannot_name_what_lies_elsewhere(tmp_path, name):
+    place = folder(tmp_path, {"000007": xml()})
+    (place / "ImageSets" / "Main" / "trainval.txt").write_text(f"000007\n{name}\n")
+    with pytest.raises(DataError, match="names an image outside of JPEGImages"):
+        VOC(place, "trainval")
+
+
 BOMB = '<!DOCTYPE a [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;&a;">]>' + xml(thing("&b;", 1, 1, 2, 2))
 OUTSIDE = '<!DOCTYPE a [<!ENTITY b SYSTEM "file:///etc/hostname">]>' + xml(thing("&b;", 1, 1, 2, 2))
 

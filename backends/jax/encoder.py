@@ -15,7 +15,7 @@ from flax import nnx
 from jax import Array
 
 from la_core.backends.jax.exchange import load_torch_weights, torch_weights
-from la_core.errors import BackendError, KindError, ShapeError
+from la_core.errors import BackendError, KindError, NotFiniteError, ShapeError
 from la_core.export import fit
 from la_core.settings import Settings
 
@@ -90,7 +90,9 @@ class JaxEncoder:
         self.optimizer = optimizer
         self.moments: Tree = None
         self._gradients: Tree = None
-        self._forward, self._embed, self._back = _forward(apply), _embed(apply), jax.jit(lambda back, g: back(g)[0])
+        self._finite: Array | None = None
+        self._before: Tree = self.state
+        self._forward, self._embed, self._back = _forward(apply), _embed(apply), jax.jit(_back)
         if optimizer is not None:
             self.moments = jax.device_put(optimizer.init(self.parameters), device)
             rates = optax.tree_utils.tree_get_all_with_path(self.moments, "learning_rate")
@@ -108,19 +110,33 @@ class JaxEncoder:
 
     def pullback(self, batch: Array) -> tuple[Array, Callable[[Array], None]]:
         """Embeddings, and the backward pass through what the forward pass has kept."""
+        self._before = self.state
         z, through, self.state = self._forward(self.parameters, self.state, batch)
 
         def back(cotangent: Array) -> None:
-            self._gradients = self._back(through, cotangent)
+            self._gradients, self._finite = self._back(through, cotangent)
 
         return z, back
 
     def step(self, learning_rate: float) -> None:
-        """One step of the optimizer, in the memory of the parameters."""
+        """One step of the optimizer, in the memory of the parameters.
+
+        Raises
+        ------
+        NotFiniteError
+            A gradient holds NaN or infinity: names the first. Nothing has moved.
+        """
         if self.optimizer is None:
             raise BackendError("this JaxEncoder was made without an optimizer, so it cannot be trained")
+        if not self._finite:
+            bad = (name for name, x in _by_path(self._gradients).items() if not jnp.isfinite(x).all())
+            raise NotFiniteError(f"the gradient of {next(bad)} holds NaN or infinity")
         self.parameters, self.moments = self._move(self.parameters, self.moments, self._gradients, learning_rate)
         self._gradients = None
+
+    def revert(self) -> None:
+        """Put the state where it was before the last :meth:`pullback`."""
+        self.state = self._before
 
     def weights(self) -> dict[str, np.ndarray]:
         """Parameters and state as NumPy arrays, named by their path."""
@@ -282,6 +298,12 @@ def _forward(apply: Apply) -> Any:
         return jax.vjp(embed, parameters, has_aux=True)
 
     return jax.jit(forward)
+
+
+def _back(through: Any, cotangent: Array) -> tuple[Tree, Array]:
+    """Gradients, and whether all of their numbers are finite."""
+    (gradients,) = through(cotangent)
+    return gradients, jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(gradients)] or [jnp.array(True)]).all()
 
 
 def _embed(apply: Apply) -> Any:

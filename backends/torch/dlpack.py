@@ -77,6 +77,11 @@ class DLPackEncoder:
         with self._in_line():
             self.encoder.step(learning_rate)
 
+    def revert(self) -> None:
+        """The encoder's."""
+        with self._in_line():
+            self.encoder.revert()
+
     def weights(self) -> dict[str, np.ndarray]:
         """The encoder's."""
         return self.encoder.weights()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -9,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 
-from la_core.errors import BackendError, KindError, ShapeError
+from la_core.errors import BackendError, KindError, NotFiniteError, ShapeError
 from la_core.export import fit
 from la_core.settings import Settings
 
@@ -79,6 +81,7 @@ class TorchEncoder:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=autocast is torch.float16)
         self._ratios = _ratios(optimizer)
         self._features: Tensor | None = None
+        self._buffers: list[Tensor] = []
         self._watch(features)
 
     def _watch(self, features: str | None) -> None:
@@ -149,6 +152,7 @@ class TorchEncoder:
     def pullback(self, batch: Tensor) -> tuple[Tensor, Callable[[Tensor], None]]:
         """Embeddings without their graph, and the backward pass through it."""
         self.module.train()
+        self._buffers = [x.clone() for x in self.module.buffers()]
         z = self._forward(batch)
 
         def back(cotangent: Tensor) -> None:
@@ -158,14 +162,57 @@ class TorchEncoder:
 
         return z.detach(), back
 
+    def sum_gradients(self, all_sum: Callable[[Tensor], Tensor]) -> None:
+        """The gradients of the last ``back``, added up over all processes, in one vector.
+
+        A batch norm normalises the rows of its own process; its running statistics become the mean over all.
+        """
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
+        norms = [m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+        running = [x for m in norms for x in (m.running_mean, m.running_var) if x is not None]
+        one = torch.ones(1, device=self.device)  # becomes the number of processes
+        total = _split(all_sum(_flat([*grads, used, *running, one])), [*grads, used, *running, one])
+        used, count = total[len(grads)], total[-1]
+        for p, grad, some in zip(parameters, total, used.tolist(), strict=False):
+            p.grad = grad.to(p.dtype) if some else None  # an optimizer leaves alone what nobody used
+        for x, mean in zip(running, total[len(grads) + 1 :], strict=False):
+            x.copy_(mean / count)
+
     def step(self, learning_rate: float) -> None:
-        """One step of the optimizer, its groups scaled to ``learning_rate``."""
+        """One step of the optimizer, its groups scaled to ``learning_rate``.
+
+        With float16 the scaler leaves out a step whose scaled gradients overflow, and lowers its scale.
+
+        Raises
+        ------
+        NotFiniteError
+            Otherwise, where a gradient holds NaN or infinity: names the first. Nothing has moved.
+        """
         if self.optimizer is None:
             raise BackendError("this TorchEncoder was made without an optimizer, so it cannot be trained")
+        if not self._scaler.is_enabled():
+            self._refuse_what_is_not_finite(self.optimizer)
         for group, ratio in zip(self.optimizer.param_groups, self._ratios, strict=True):
             group["lr"] = learning_rate * ratio
         self._scaler.step(self.optimizer)
         self._scaler.update()
+
+    def revert(self) -> None:
+        """Put running statistics, and whatever else are buffers, where they were before the last :meth:`pullback`."""
+        with torch.no_grad():
+            for x, before in zip(self.module.buffers(), self._buffers, strict=True):
+                x.copy_(before)
+
+    def _refuse_what_is_not_finite(self, optimizer: torch.optim.Optimizer) -> None:
+        moved = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad.coalesce().values() if p.grad.is_sparse else p.grad for p in moved]
+        if not gradients or bool(get_total_norm(gradients, math.inf).isfinite()):
+            return
+        names = {id(p): name for name, p in self.module.named_parameters()}
+        bad = next(p for p, x in zip(moved, gradients, strict=True) if not bool(x.isfinite().all()))
+        raise NotFiniteError(f"the gradient of {names.get(id(bad), 'a parameter')} holds NaN or infinity")
 
     def weights(self) -> dict[str, np.ndarray]:
         """The module's ``state_dict`` as NumPy arrays."""
@@ -257,6 +304,19 @@ class TorchEncoder:
 
 _NUMBER = ".number"  # of a plain number that the optimizer keeps, which must not come back as a tensor
 _SCALER = ("scale", "_growth_tracker")
+
+
+def _flat(xs: Sequence[Tensor]) -> Tensor:
+    wide = torch.float64 if any(x.dtype == torch.float64 for x in xs) else torch.float32
+    return torch.cat([x.detach().reshape(-1).to(wide) for x in xs])
+
+
+def _split(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """The parts of :func:`_flat`, each laid out as it was."""
+    parts = flat.split([x.numel() for x in like])
+    return [
+        torch.empty_like(x, dtype=flat.dtype).copy_(part.view(x.shape)) for x, part in zip(like, parts, strict=True)
+    ]
 
 
 def _beside(parameter: Tensor, x: np.ndarray) -> Tensor:

@@ -3,7 +3,8 @@
     sources.py        Samples: any sized indexable source, and the classes if they are known
     image_folder.py   a folder of images          images.py   one image: decoded, upright, 8 bits, on white
     arrays.py         arrays, .npy and .npz       hub.py      a Hugging Face data set
-    loading.py        order of an epoch, a batch  workers.py  batches loaded ahead, in the processes of pool.py
+    loading.py        order of an epoch, a batch  workers.py  batches loaded ahead: ahead.py in a thread, pool.py in
+                                                              processes
     fingerprint.py    which samples, in which order
 
 A sample is addressed by its place in the source, always: that number is its row in the bank, before any shuffling.

@@ -75,6 +75,8 @@ def load_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
 
 
 def _load(path: str | Path, mmap_mode: Any) -> Any:
+    if Path(path).exists() and not Path(path).is_file():
+        raise DataError(f"{path} cannot be read: it is not a regular file")
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except Exception as error:

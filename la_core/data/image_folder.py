@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import stat
 import sys
 import unicodedata
 import warnings
@@ -92,6 +91,7 @@ class ImageFolder:
         self.mode, self.max_pixels = mode, max_pixels
         if not self.root.is_dir():
             raise DataError(f"{root} is not a folder")
+        self._inside = None if follow_links else self.root.resolve()
         self._names, refused = _listing(self.root, follow_links)
         self.broken: list[tuple[Path, str]] = []
         if refused and on_error == "raise":
@@ -144,16 +144,8 @@ class ImageFolder:
         return [(self.root / name, reason) for _, name, reason in self._faults(workers, progress)]
 
     def _read(self, name: str) -> np.ndarray:
-        file = self.root / name
-        try:
-            status = file.stat()
-        except OSError as error:
-            raise DataError(error.strerror or str(error)) from error
-        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
-            raise DataError("it is no longer a regular file")
-        if status.st_size == 0:
-            raise DataError("the file is empty")
-        return images.read(file, self.mode, self.max_pixels)
+        with images.open_regular(self.root / name, self._inside) as file:
+            return images.read(file, self.mode, self.max_pixels)
 
     def _faults(self, workers: int, progress: bool) -> list[tuple[int, str, str]]:
         """Index, name and reason of every image that cannot be decoded."""
@@ -226,7 +218,8 @@ def _listing(root: Path, follow_links: bool) -> tuple[list[str], list[tuple[str,
             elif path.is_file() if is_link else entry.is_file(follow_symlinks=False):
                 found.append(name)
             else:
-                refused.append((name, "it is a link that leads nowhere" if is_link else "it is not a regular file"))
+                nowhere = is_link and not path.exists()
+                refused.append((name, "it is a link that leads nowhere" if nowhere else "it is not a regular file"))
 
     walk(root, "", frozenset({top}))
     return sorted(found, key=_order), refused

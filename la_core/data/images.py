@@ -17,8 +17,11 @@ float                  v of 0..1 becomes round(255 v); refused outside, and wher
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +40,8 @@ FORMATS = (
 )
 """Formats that are opened, whatever the file is called. Not EPS: Pillow has it run by another program."""
 
+ICON = "ICO"
+
 MODES = ("RGB", "L")
 
 
@@ -47,6 +52,33 @@ def pillow() -> Any:
     except ImportError:
         raise DataError("images need Pillow, which is not installed: pip install 'la-core[demo]'") from None
     return Image
+
+
+def open_regular(file: Path, inside: Path | None = None) -> IO[bytes]:
+    """A file with something in it, open for reading, if it is a regular one and, by ``inside``, under that real path.
+
+    What is there is looked at before it is opened, so that neither a pipe nor a device ever is, and after, so that
+    nothing can be put in its place meanwhile.
+
+    Raises
+    ------
+    DataError
+        Says why, and leaves the name to the caller.
+    """
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise DataError("it is no longer a regular file")
+        if inside is not None and not Path(os.path.realpath(file)).is_relative_to(inside):
+            raise DataError("it is a link out of the folder (follow_links=True follows it)")
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | getattr(os, "O_BINARY", 0)
+        stream = os.fdopen(os.open(file, flags), "rb")
+    except OSError as error:
+        raise DataError(error.strerror or str(error)) from error
+    status = os.fstat(stream.fileno())
+    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+        stream.close()
+        raise DataError("the file is empty" if stat.S_ISREG(status.st_mode) else "it is no longer a regular file")
+    return stream
 
 
 def read(file: Path | IO[bytes], mode: str | None = "RGB", max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -60,9 +92,7 @@ def read(file: Path | IO[bytes], mode: str | None = "RGB", max_pixels: int = MAX
     """
     image_module = pillow()
     try:
-        with _no_limit(image_module):
-            image = image_module.open(file, formats=_formats(image_module))
-        with image:
+        with _opened(image_module, file, max_pixels) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(
                     f"it claims {image.width} x {image.height} pixels, more than max_pixels = {max_pixels:,} allow"
@@ -107,17 +137,30 @@ def _eight_bits(image: Any) -> Any:
     return pillow().fromarray(scaled)
 
 
+def _opened(image_module: Any, file: Path | IO[bytes], max_pixels: int) -> Any:
+    """An image of which no more is read than its header, save for icons.
+
+    Pillow decodes an icon when it is opened, and what it holds may be of another size than it says: Pillow's own limit
+    has to stop that. The other formats know their size, and are held to ours.
+    """
+    formats = _formats(image_module)
+    try:
+        with _limit(image_module, max_pixels // 2):
+            return image_module.open(file, formats=[name for name in formats if name == ICON])
+    except image_module.UnidentifiedImageError:
+        with _limit(image_module, None):
+            return image_module.open(file, formats=[name for name in formats if name != ICON])
+
+
 _LIMIT = threading.Lock()
 
 
 @contextmanager
-def _no_limit(image_module: Any) -> Iterator[None]:
-    """Pillow's own limit, a global that warns at half and raises at the whole, out of the way of ``max_pixels``.
-
-    Opening reads no more than the header; decoding, where the memory goes, is outside.
-    """
-    with _LIMIT:
-        before, image_module.MAX_IMAGE_PIXELS = image_module.MAX_IMAGE_PIXELS, None
+def _limit(image_module: Any, pixels: int | None) -> Iterator[None]:
+    """Pillow's own limit, a global that warns above it and raises above twice of it; none with None."""
+    with _LIMIT, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, image_module.MAX_IMAGE_PIXELS = image_module.MAX_IMAGE_PIXELS, pixels
         try:
             yield
         finally:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
 from la_core.data.sources import Samples
 from la_core.errors import DataError
 from la_core.randomness import generator
-from la_core.views import View
+from la_core.views import ImageView, View
 
 
 def batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
@@ -35,20 +36,26 @@ def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: 
     DataError
         A sample cannot be read, or its view cannot be made: names it. The views of a batch differ in shape.
     """
-    views: list[list[np.ndarray]] = [[] for _ in keys or (None,)]
+    begin: Callable[..., Any] = view
+    finish: Callable[[list[Any]], np.ndarray] = np.stack
+    if isinstance(view, ImageView) and type(view).__call__ is ImageView.__call__:  # a class of yours may do otherwise
+        begin, finish = view.begin, view.finish
+    views: list[list[Any]] = [[] for _ in keys or (None,)]
     for i in map(int, indices):
         sample = data[i]
         for key, rows in zip(keys or (None,), views, strict=True):
             rng = None if key is None else generator(key[0], "view", key[1], i)
             try:
-                rows.append(view(sample, rng))
+                rows.append(begin(sample, rng))
             except Exception as error:
                 raise DataError(f"the view of sample {i} {sample.shape} {sample.dtype} failed: {error}") from error
     rows = [row for of_a_key in views for row in of_a_key]
     try:
-        return np.stack(rows)
-    except ValueError:
-        shapes = sorted({row.shape for row in rows})
+        return finish(rows)
+    except ValueError as error:
+        shapes = sorted({finish([row])[0].shape for row in rows})
+        if len(shapes) == 1:
+            raise DataError(f"the views of a batch {shapes[0]} failed: {error}") from error
         raise DataError(
             f"the samples of a batch must have one shape; got {shapes}: give a view that makes them equal, or, of gray "
             "and colour images, make all of one mode"

@@ -1,4 +1,4 @@
-"""Batches loaded ahead in other processes, the same to the bit as in this one.
+"""Batches loaded ahead, in a thread or in other processes, the same to the bit.
 
 Each process is sent the data sets once; after that indices travel out and arrays back.
 """
@@ -11,10 +11,13 @@ from typing import Self
 
 import numpy as np
 
+from la_core.data.ahead import one_ahead
+from la_core.data.arrays import MappedArray
+from la_core.data.image_folder import ImageFolder
 from la_core.data.loading import Key, load
 from la_core.data.pool import Pool
-from la_core.data.sources import Samples
-from la_core.views import View
+from la_core.data.sources import Part, Samples
+from la_core.views import FeatureView, ImageView, View
 
 
 class Workers:
@@ -27,7 +30,8 @@ class Workers:
     Parameters
     ----------
     count
-        Processes; 0 loads in this one, batch by batch.
+        Processes; 0 loads in this one: one batch ahead in a thread where samples and view are la-core's own, else
+        when it is asked for, for what is yours may want to be called from one thread.
     data
         The data sets that the processes know. Others are loaded in this process.
     ahead
@@ -53,9 +57,11 @@ class Workers:
             As :func:`la_core.data.load` raises it; a view that cannot be sent to another process; a process that died.
         """
         place = next((i for i, known in enumerate(self._pool.held) if known is data), None)
-        if place is None:
-            return ((indices, load(data, indices, view, *keys)) for indices in order)
-        return self._pool.map(_load, ((place, indices, view, keys) for indices in order))
+        if place is not None and self._pool.count:
+            return self._pool.map(_load, ((place, indices, view, keys) for indices in order))
+        if _ours(data) and type(view) in (ImageView, FeatureView):
+            return one_ahead(lambda indices: (indices, load(data, indices, view, *keys)), order)
+        return ((indices, load(data, indices, view, *keys)) for indices in order)
 
     def close(self) -> None:
         """End the processes. Batches are loaded in this one from then on."""
@@ -66,6 +72,13 @@ class Workers:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
+
+
+def _ours(data: object) -> bool:
+    """Whether these samples may be read from any thread, and from two."""
+    if type(data) in (Samples, Part):
+        return _ours(data.source)  # type: ignore[attr-defined]
+    return type(data) in (np.ndarray, np.memmap, MappedArray, ImageFolder)
 
 
 def _load(

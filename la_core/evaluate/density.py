@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from array_api_compat import device
 
-from la_core import check
+from la_core import check, kernels, shards
 from la_core.bank import unit
 from la_core.errors import RangeError
 from la_core.evaluate.search import rows, search
@@ -74,8 +74,8 @@ def densities(
         raise RangeError("embeddings must have at least 2 rows, since each is left out of its own density; got 1")
     k_background = min(check.count("k_background", k_background), others)
     k_local = check.count("k_local", k_local, k_background, "as the background has no more rows")
-    bank = unit(embeddings)
-    lines = xp.take(bank, indices, axis=0)
+    bank = shards.each(unit, embeddings)
+    lines = kernels.rows_at(bank, indices)
     parts = []
     for _, cosines, _ in search(lines, bank, k_background, indices if own else None, 64 * (k_background + 1), budget):
         falling = xp.clip(xp.sort(cosines, axis=1, descending=True), min=-1.0, max=1.0)

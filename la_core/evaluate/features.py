@@ -39,8 +39,9 @@ def embed(
     *,
     progress: bool = False,
     workers: Workers | None = None,
+    indices: np.ndarray | None = None,
 ) -> Embedded:
-    """Embeddings and features of the evaluation view of every sample.
+    """Embeddings and features of the evaluation view of every sample, or of those at ``indices``.
 
     With ``progress`` a bar is drawn in a terminal, where tqdm is installed. ``workers`` load the batches; by default
     this process.
@@ -54,7 +55,7 @@ def embed(
     def look(batch: Array) -> dict[str, Array]:
         return dict(zip(Embedded._fields, encoder.apply(batch), strict=True))
 
-    embedded = Embedded(**_collect(look, backend, data, view, batch_size, dtype, progress, workers))
+    embedded = Embedded(**_collect(look, backend, data, view, batch_size, dtype, progress, workers, indices))
     _finite("the encoder gives", embedded.embeddings)
     return embedded
 
@@ -134,16 +135,18 @@ def _collect(
     dtype: str,
     progress: bool,
     workers: Workers | None,
+    indices: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """What ``look`` sees in the evaluation views, batch by batch, each kind in one host array (N, ...)."""
     found: dict[str, np.ndarray] = {}
-    order = [np.arange(rows.start, rows.stop) for rows in kernels.blocks(len(data), batch_size)]
-    loaded = (workers or Workers()).load(data, order, view)
-    for rows, batch in _shown(loaded, len(order), progress):
+    chosen = np.arange(len(data)) if indices is None else indices
+    places = list(kernels.blocks(len(chosen), batch_size))
+    loaded = (workers or Workers()).load(data, [chosen[rows] for rows in places], view)
+    for rows, (_, batch) in zip(places, _shown(loaded, len(places), progress), strict=True):
         for name, x in look(backend.asarray(batch.astype(dtype, copy=False))).items():
             host = backend.to_host(x)
             if name not in found:
-                found[name] = np.empty((len(data), *host.shape[1:]), host.dtype)
+                found[name] = np.empty((len(chosen), *host.shape[1:]), host.dtype)
             found[name][rows] = host
     return found
 

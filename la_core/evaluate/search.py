@@ -7,7 +7,7 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from la_core import check, kernels
+from la_core import check, kernels, shards
 from la_core.bank import unit
 from la_core.errors import KindError, RangeError, ShapeError
 from la_core.kernels import Array
@@ -61,7 +61,7 @@ def labelled(
         classes(name, x, asked.shape[0], "query")
     if own is not None:
         check.indices("own", own, (asked.shape[0],), embeddings.shape[0])
-    bank = unit(embeddings)
+    bank = shards.each(unit, embeddings)
     return xp, bank, unit(xp.astype(asked, bank.dtype, copy=False))
 
 

@@ -70,7 +70,7 @@ class Recorder(Callback):
         """The densities of a bank that the untrained encoder has filled."""
         if run.settings.bank_start == "encoder":
             self._density(run, "untrained")
-        self._write()
+        self._write(run)
 
     def on_resume(self, run: Run) -> None:
         """What was recorded before the run was stopped; what comes again takes its own place again."""
@@ -82,7 +82,7 @@ class Recorder(Callback):
     def on_phase_end(self, run: Run) -> None:
         """The densities of the bank as it stands."""
         self._density(run, f"after {run.phase}")
-        self._write()
+        self._write(run)
 
     def on_end(self, run: Run) -> None:
         """Neighbours, votes and a map, if the run came to its end."""
@@ -91,7 +91,7 @@ class Recorder(Callback):
         train = run.embed().embeddings
         self._neighbours(run, train)
         self._map(run, train)
-        self._write()
+        self._write(run)
 
     def _density(self, run: Run, phase: str) -> None:
         n = run.state.bank.shape[0]
@@ -195,7 +195,9 @@ class Recorder(Callback):
             "map_embeddings": train[chosen].astype(np.float32),
         }
 
-    def _write(self) -> None:
+    def _write(self, run: Run) -> None:
+        if not run.team.first:
+            return
         arrays: Any = self.arrays
 
         def save(file: Path) -> None:

@@ -1,0 +1,116 @@
+"""How the bank of a run lies with its processes, and how they share the work on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from la_core import kernels
+from la_core.bank import State
+from la_core.comm import Team, part, share
+from la_core.errors import SettingsError
+from la_core.kernels import Array
+from la_core.objectives import Terms
+from la_core.shards import Shard, enough
+
+Objective: TypeAlias = Callable[..., Terms]
+QUERIES = 4096
+"""Rows of a sharded bank that are asked about at a time."""
+LAYOUTS = ("replicated", "sharded")
+
+
+class Layout:
+    """How the bank of a run lies with its processes, and how they share the work on it.
+
+    Sharded, all of them ask for the same and work on the rows that they hold. Replicated, each takes a part of what is
+    asked, and all are told. Alone there is nothing to share.
+
+    Raises
+    ------
+    SettingsError
+        No such layout, or too few rows to be sharded.
+    """
+
+    def __init__(self, name: str, n: int, team: Team) -> None:
+        if name not in LAYOUTS:
+            raise SettingsError(f"bank_layout must be one of {', '.join(map(repr, LAYOUTS))}; got {name!r}")
+        self.sharded = name == "sharded" and not team.alone
+        if self.sharded and not enough(n, team.comm):
+            raise SettingsError(f"{n} rows of a bank cannot be sharded over {team.comm.size} processes: start fewer")
+        self._n, self._team = n, team
+        self.own = np.arange(n)[team.own(n)]
+        """Rows that this process makes at the start."""
+
+    def made(self, rows: np.ndarray) -> Array:
+        """The bank of what each process has made of its :attr:`own` rows."""
+        asarray, comm = self._team.backend.asarray, self._team.comm
+        return (
+            Shard(asarray(rows), self._n, comm) if self.sharded else asarray(self._team.joined_on_host(rows, self._n))
+        )
+
+    def told(self, bank: np.ndarray | None) -> Array:
+        """The bank that the first process has (N, D), a shard at a time."""
+        team = self._team
+        if team.alone and bank is not None:
+            return team.backend.asarray(bank)
+        dtype, width = team.told(f"{bank.dtype.str} {bank.shape[1]}".encode() if bank is not None else None).split()
+        parts = []
+        for rank in range(team.comm.size):
+            c = share(self._n, team.comm)
+            rows = None if bank is None else np.ascontiguousarray(bank[rank * c : (rank + 1) * c]).tobytes()
+            told = team.told(rows)
+            if not self.sharded or rank == team.comm.rank:
+                parts.append(np.frombuffer(told, dtype.decode()).reshape(-1, int(width)))
+        held = team.backend.asarray(np.concatenate(parts))
+        return Shard(held, self._n, team.comm) if self.sharded else held
+
+    def dealt(self, objective: Objective, *rest: Array | None) -> Objective:
+        """An objective of a whole batch, of which each process has taken its part of the rows of a replicated bank.
+
+        ``rest`` are further arguments of the objective, with a row for each of the batch, or None.
+        """
+        team = self._team
+        if self.sharded or team.alone:
+            return lambda z, state, indices: objective(z, state, indices, *rest)
+
+        def dealt(z: Array, state: State, indices: Array) -> Terms:
+            xp, n = array_namespace(z), z.shape[0]
+            mine = team.own(n)
+            some = [None if x is None else x[mine, ...] for x in rest]
+            terms = objective(z[mine, :], state, indices[mine], *some)
+            cotangent = terms.cotangent * ((mine.stop - mine.start) / n)  # of the mean over the batch
+            counts = [] if terms.n_close is None else [terms.n_close[:, None]]
+            columns = [xp.astype(x, terms.loss.dtype) for x in (terms.loss[:, None], cotangent, *counts)]
+            every = team.joined(xp.concat(columns, axis=1), n)
+            return Terms(
+                every[:, 0],
+                xp.astype(every[:, 1 : 1 + z.shape[1]], z.dtype, copy=False),
+                xp.astype(every[:, -1], xp.int32) if counts else None,
+            )
+
+        return dealt
+
+    def for_clustering(self, bank: Array) -> Array:
+        """A replicated bank as one of which each process has its part of the work."""
+        comm = self._team.comm
+        if self.sharded or self._team.alone or not enough(self._n, comm):
+            return bank
+        return Shard(bank[part(self._n, comm), :], self._n, comm)
+
+    def over_queries(self, answer: Callable[..., Array], queries: Array, own: Array | None) -> Array:
+        """``answer(queries, own=own)`` with a row for each query: a bank that is sharded may ask for its own rows."""
+        team, n = self._team, queries.shape[0]
+        if team.alone:
+            return answer(queries, own=own)
+        xp = array_namespace(queries)
+        if not self.sharded:
+            mine = team.own(n)
+            return team.joined(answer(queries[mine, :], own=None if own is None else own[mine]), n)
+        if own is None:
+            return answer(queries)
+        return xp.concat([
+            answer(kernels.rows_at(queries, own[some]), own=own[some]) for some in kernels.blocks(n, QUERIES)
+        ])  # fmt: skip
