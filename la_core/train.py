@@ -151,7 +151,8 @@ def train(
         saving = Saving(of, checkpoint_every, checkpoint_unit, folder is not None)
         if found is not None:
             fit(found, source, settings, of)
-        team.enter(encoder, {"settings": asdict(settings), "bank_layout": bank_layout, "saving": asdict(saving)})
+        how = {"bank_layout": bank_layout, "checkpoints": [checkpoint_every, checkpoint_unit], "resume": resume}
+        team.enter(encoder, asdict(settings) | of | how | {"folder": folder is not None})
         if found := told(found, team):
             bank = layout.told(found.arrays["state"].get("bank"))
         else:
