@@ -295,7 +295,8 @@ class _Trainer:
         with self._clock("encode"):
             mine, back = run.encoder.pullback(batch)
             if not team.alone:
-                facts = {"step": run.step, "rows": len(mine) == len(batch), "embedding": [mine.shape[1], mine.dtype]}
+                whole = mine.shape[0] == batch.shape[0]
+                facts = {"step": run.step, "one row each": whole, "embedding": [mine.shape[1], mine.dtype]}
                 self.asked = team.agree("a step", facts, self.termination.given)
             z = team.joined(mine, n, n_views)
         with self._clock("objective"):
