@@ -61,6 +61,7 @@ class Warm:
 def _serve(module):
     """Line by line: a law and its arguments come, and whether it held, with what it returned or said, goes."""
     module = import_module(module)
+    import_module("torch._dynamo")  # as every optimizer of PyTorch does at its first step, for seconds
     for line in sys.stdin:
         law, arguments = json.loads(line)
         with tempfile.TemporaryFile("w+") as said:
