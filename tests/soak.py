@@ -167,8 +167,8 @@ def processes(options, folder):
         late.append(warm("law_a_failing_process_is_an_error_on_all_others", place, name, what, layout, size))
     warm.close()
     return (
-        f"{3 * len(cases)} runs of 2, 3 and 4 processes: all that of one, in tier 1; {len(late)} faults, all fired: every "
-        f"other process raised, the last after {max(late):.1f} s at a timeout of {TIMEOUT} s, and every run went on"
+        f"{3 * len(cases)} runs of 2, 3 and 4 processes: all that of one, in tier 1; {len(late)} faults, all fired: "
+        f"every other process raised, the last after {max(late):.1f} s of {TIMEOUT}, and every run went on"
     )
 
 
