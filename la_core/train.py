@@ -153,7 +153,8 @@ def train(
         saving = Saving(of, checkpoint_every, checkpoint_unit, folder is not None)
         if found is not None:
             fit(found, source, settings, of)
-        team.enter(encoder, {"settings": asdict(settings), "bank_layout": bank_layout, "saving": asdict(saving)})
+        how = {"bank_layout": bank_layout, "checkpoints": [checkpoint_every, checkpoint_unit], "resume": resume}
+        team.enter(encoder, asdict(settings) | of | how | {"folder": folder is not None})
         if found := told(found, team):
             bank = layout.told(found.arrays["state"].get("bank"))
         else:
@@ -313,7 +314,8 @@ class _Trainer:
         with self._clock("encode"):
             mine, back = run.encoder.pullback(batch)
             if not team.alone:
-                facts = {"step": run.step, "rows": len(mine) == len(batch), "embedding": [mine.shape[1], mine.dtype]}
+                whole = mine.shape[0] == batch.shape[0]
+                facts = {"step": run.step, "one row each": whole, "embedding": [mine.shape[1], mine.dtype]}
                 self.asked = team.agree("a step", facts, self.termination.given)
             z = team.joined(mine, n, n_views)
         with self._clock("objective"):

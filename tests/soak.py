@@ -5,6 +5,7 @@ writers   SIGKILL at random instants of a process that only saves
 calls     SIGKILL before the n-th system call of a save with rotation, n = 1, 2, ..., by strace where it may trace
 power     power loss at every operation of a save, and many ways in which the disk may be left
 mutants   checkpoints with one thing changed
+processes runs of 1 to 4 processes beside each other; and one of 2 or 4 that is killed, hangs or raises, in any phase
 """
 
 import argparse
@@ -147,6 +148,30 @@ def mutants(options, folder):
     return f"{options.mutants} mutants: {refused} refused with CheckpointError, {same} unchanged, 0 loaded wrong"
 
 
+def processes(options, folder):
+    """Every kind of run by every number of processes; every fault in every phase, in both layouts."""
+    import test_processes as tests
+    from teams import TIMEOUT, Warm
+
+    kinds, layouts = ("plain", "two views", "lists", "nce"), ("replicated", "sharded")
+    grid = [(kind, dtype, layout) for kind in kinds for dtype in tests.TOLERANCE for layout in layouts]
+    cases = [(*case, [2, 3, 4], 20) for case in grid if case[0] != "lists" or case[2] == "replicated"]
+    warm, late = Warm("test_processes"), []
+    for case in cases:
+        warm("law_any_number_of_processes_makes_the_same_run", [case], False)
+    for number in range(len(layouts) * 2 * len(tests.PHASES) * len(tests.FAULTS)):
+        rest, fault = divmod(number, len(tests.FAULTS))
+        rest, phase = divmod(rest, len(tests.PHASES))
+        layout, size = layouts[rest % 2], (2, 4)[rest // 2]
+        place, name, what = folder / str(number), list(tests.PHASES)[phase], tests.FAULTS[fault]
+        late.append(warm("law_a_failing_process_is_an_error_on_all_others", place, name, what, layout, size))
+    warm.close()
+    return (
+        f"{3 * len(cases)} runs of 2, 3 and 4 processes: all that of one, in tier 1; {len(late)} faults, all fired: "
+        f"every other process raised, the last after {max(late):.1f} s of {TIMEOUT}, and every run went on"
+    )
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="of those above; by default all")
@@ -159,7 +184,7 @@ def main():
     parser.add_argument("--disks", type=int, default=1000, help="for each operation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    jobs = {"writers": writers, "calls": calls, "power": power, "mutants": mutants}
+    jobs = {"writers": writers, "calls": calls, "power": power, "mutants": mutants, "processes": processes}
     for what in options.what or ["kills", *jobs]:
         for name in options.backends if what == "kills" else [""]:
             began = time.monotonic()

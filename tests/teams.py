@@ -1,17 +1,21 @@
 """Runs of several processes, forked from one that has everything imported, and what may go wrong in one of them.
 
-Laws are called by ``killing.apart``: each in a process of its own, without threads.
+Laws are called in a process of its own, without threads, that is forked from a :class:`Warm` one.
 """
 
 import json
 import os
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,8 +27,65 @@ from la_core.mlp import MLP
 
 N = 47
 """Divisible by nothing."""
-TIMEOUT = 3
-"""Seconds that a process waits for the others."""
+TIMEOUT = 5
+"""Seconds that a process waits for the others, where something is to go wrong."""
+
+
+class Warm:
+    """A process with everything imported, which calls laws: each in a fork, so that none finds what another left."""
+
+    def __init__(self, module):
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, module],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, law, *arguments):
+        """What the law of that name returns, of plain arguments. AssertionError with all that it said if it fails."""
+        plain = [str(a) if isinstance(a, Path) else a for a in arguments]
+        self._process.stdin.write(json.dumps([law, plain]) + "\n")
+        self._process.stdin.flush()
+        ok, result = json.loads(self._process.stdout.readline())
+        assert ok, result
+        return result
+
+    def close(self):
+        """End it: nothing of it is needed any more."""
+        self._process.kill()
+        self._process.communicate()
+
+
+def _serve(module):
+    """Line by line: a law and its arguments come, and whether it held, with what it returned or said, goes."""
+    module = import_module(module)
+    import_module("torch._dynamo")  # as every optimizer of PyTorch does at its first step, for seconds
+    for line in sys.stdin:
+        law, arguments = json.loads(line)
+        with tempfile.TemporaryFile("w+") as said:
+            reading, writing = os.pipe()
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    os.dup2(said.fileno(), 1)
+                    os.dup2(said.fileno(), 2)
+                    result = getattr(module, law)(*arguments)
+                    _tell(writing, result)
+                    status = 0
+                except BaseException:
+                    traceback.print_exc()
+                finally:
+                    sys.stderr.flush()
+                    os._exit(status)
+            os.close(writing)
+            with os.fdopen(reading) as stream:
+                result = stream.read()
+            _, status = os.waitpid(child, 0)
+            said.seek(0)
+            print(json.dumps([status == 0, json.loads(result) if status == 0 else said.read()]), flush=True)
 
 
 @dataclass
@@ -36,7 +97,7 @@ class End:
     seconds: float
 
 
-def team(size, work, timeout=TIMEOUT, most=60):
+def team(size, work, timeout=100, most=120):
     """``work(rank, tell)`` in ``size`` processes of a gloo group. No process is left behind."""
     began, children = time.monotonic(), []
     with tempfile.TemporaryDirectory() as place:
@@ -146,3 +207,8 @@ def same(one, other, tolerance, exact=False):
     for mine, theirs in zip(one["history"], other["history"], strict=True):
         assert set(mine) == set(theirs)
         assert mine.get("knn") == theirs.get("knn")
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("error", UserWarning)
+    _serve(sys.argv[1])
