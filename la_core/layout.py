@@ -46,10 +46,10 @@ class Layout:
 
     def made(self, rows: np.ndarray) -> Array:
         """The bank of what each process has made of its :attr:`own` rows."""
-        asarray, comm = self._team.backend.asarray, self._team.comm
-        return (
-            Shard(asarray(rows), self._n, comm) if self.sharded else asarray(self._team.joined_on_host(rows, self._n))
-        )
+        team = self._team
+        if self.sharded:
+            return Shard(team.backend.asarray(rows), self._n, team.comm)
+        return team.backend.asarray(team.joined_on_host(rows, self._n))
 
     def told(self, bank: np.ndarray | None) -> Array:
         """The bank that the first process has (N, D), a shard at a time."""
