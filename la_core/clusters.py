@@ -27,7 +27,7 @@ class Clustering(NamedTuple):
     labels: Array
     """(H, N) int32, the cluster of each row; comparable within one clustering only."""
     inertia: Array
-    """(H,) sum of the squared distances to the centroids, in the bank's dtype."""
+    """(H,) sum of the squared distances to the centroids, in the bank's dtype, or float32 if that is stored in half."""
     centroids: tuple[Array, ...]
     """H arrays (n_clusters[h], D)."""
     history: tuple[tuple[float, ...], ...]
@@ -49,7 +49,7 @@ def cluster(
     Parameters
     ----------
     bank
-        (N, D) float32 or float64, finite. The N x m distances are never stored whole.
+        (N, D) as in :class:`State`, finite. The N x m distances are never stored whole.
     n_clusters
         m, 1 to N; or one number for each clustering.
     n_clusterings
@@ -97,18 +97,19 @@ def cluster(
             if int(xp.min(labels)) < 0 or int(xp.max(labels)) >= m:
                 raise RangeError(f"start must hold labels from 0 to {m - 1}, one less than n_clusters")
 
+    dtype = kernels.wide(bank[:1, :]).dtype
     near = tiles.order(bank, generator(seed, "tiles")) if any(tiles.pay(bank.shape[0], m) for m in sizes) else None
     runs = []
     for h, m in enumerate(sizes):
         if start is None:
             chosen = generator(seed, "clusters", h).choice(bank.shape[0], size=m, replace=False)
-            centroids = xp.take(bank, xp.asarray(chosen, device=device(bank)), axis=0)
+            centroids = kernels.wide(xp.take(bank, xp.asarray(chosen, device=device(bank)), axis=0))
         else:
-            centroids = means(bank, start[h, :], xp.zeros(bank.shape[0], dtype=bank.dtype, device=device(bank)), m)
+            centroids = means(bank, start[h, :], xp.zeros(bank.shape[0], dtype=dtype, device=device(bank)), m)
         runs.append(lloyd(bank, centroids, n_iter, tolerance, near if tiles.pay(bank.shape[0], m) else None))
     return Clustering(
         labels=xp.stack([xp.astype(labels, xp.int32) for labels, _, _ in runs]),
-        inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=bank.dtype, device=device(bank)),
+        inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=dtype, device=device(bank)),
         centroids=tuple(centroids for _, centroids, _ in runs),
         history=tuple(tuple(history) for _, _, history in runs),
     )
@@ -127,7 +128,7 @@ def lloyd(
     def assigned(centroids: Array) -> tuple[Array, Array]:
         nonlocal near
         if near is None:
-            return kernels.assign(x, centroids)
+            return kernels.assigned(x, centroids)
         labels, squares, share = tiles.assign(x, near, centroids)
         back = xp.argsort(near)
         near = near if share >= tiles.MOSTLY else None
@@ -168,5 +169,5 @@ def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
     if n_empty:
         empty = xp.argsort(counts[:, 0], stable=True)[:n_empty]
         _, far = kernels.top_k(squares[None, :], n_empty)
-        centroids = kernels.put_rows(centroids, empty, xp.take(x, far[0, :], axis=0))
+        centroids = kernels.put_rows(centroids, empty, kernels.wide(xp.take(x, far[0, :], axis=0)))
     return centroids

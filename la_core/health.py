@@ -57,7 +57,13 @@ def moments(bank: Array) -> tuple[Array, Array]:
     """
     xp = check.together(bank=bank)
     check.bank(bank)
-    return xp.sum(bank, axis=0), xp.matrix_transpose(bank) @ bank
+    if not kernels.apart(bank):
+        return xp.sum(bank, axis=0), xp.matrix_transpose(bank) @ bank
+    total = gram = 0.0
+    for rows in kernels.read_in_blocks(bank):
+        block = kernels.wide(bank[rows, :])
+        total, gram = total + xp.sum(block, axis=0), gram + xp.matrix_transpose(block) @ block
+    return total, gram
 
 
 def effective_rank(gram: np.ndarray) -> float:
@@ -199,7 +205,7 @@ class Health:
 
     def _staleness(self, run: Run, rows: Array, z: Array) -> dict[str, float]:
         xp = array_namespace(z)
-        cosine = xp.vecdot(xp.take(run.state.bank, rows, axis=0), z)
+        cosine = xp.vecdot(kernels.wide(xp.take(run.state.bank, rows, axis=0)), z)
         order = batches(len(run.data), run.settings.batch(run.epoch), seed=run.settings.seed, epoch=run.epoch)
         ages = np.repeat(np.arange(len(order))[::-1], [len(b) for b in order])
         return {

@@ -17,8 +17,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace, device
 
-from la_core import check, evaluate, lists, termination
-from la_core.bank import State, random_rows, unit, update
+from la_core import check, evaluate, kernels, lists, termination
+from la_core.bank import State, random_parts, random_rows, stored, unit, update
 from la_core.clusters import cluster
 from la_core.data import Samples, Workers, batches, load, samples
 from la_core.errors import NotFiniteError, SettingsError, ShapeError, Terminated
@@ -41,6 +41,9 @@ from la_core.views import View, default_view
 
 RECALLED = 32
 """Rows of the bank that the recall of lists is measured on."""
+
+PART = 64
+"""Batches that are embedded at a time for a bank in a file."""
 
 Step: TypeAlias = Callable[..., tuple[Terms, State]]
 
@@ -116,6 +119,7 @@ def train(
         SIGTERM came: the step was finished and a checkpoint saved. It is a ``SystemExit`` of status 143.
     """
     _check_resume(folder, resume, checkpoint_every, checkpoint_unit)
+    _check_store(settings or Settings(), backend, folder)
     source = samples(data)
     settings = (settings or Settings()).resolved(len(source))
     view = view or default_view(source[0])
@@ -132,17 +136,24 @@ def train(
         Workers(workers, source, *([] if tests is None else [tests])) as loaders,
     ):
         backend.seed(settings.seed)
+        stored(np.zeros((1, 1), settings.dtype), backend, settings.bank_dtype)  # refused before anything is learnt
         found = None if files is None else files.found
         of = {} if files is None else identity(source, view, labels)
         if found is None:
-            bank = _first_bank(source, view, encoder, backend, settings, loaders)
+            bank = _first_bank(source, view, encoder, backend, settings, loaders, files)
         else:
             fit(found, source, settings, of)
             bank = found.arrays["state"]["bank"]
-        run, memory = Run(source, tests, view, encoder, backend, settings, State(backend.asarray(bank))), Memory()
+            if files is not None and settings.bank_store == "file":
+                bank, saved = files.bank(bank.shape, settings.bank_dtype or settings.dtype), bank
+                bank[...] = saved
+        in_file = settings.bank_store == "file"
+        state = State(bank if in_file else stored(bank, backend, settings.bank_dtype))
+        run, memory = Run(source, tests, view, encoder, backend, settings, state), Memory()
         run.workers = loaders
         if found is not None:
             restore(found, run, memory)
+            found.arrays.clear()  # the bank would be held twice
         saving = Saving(of, checkpoint_every, checkpoint_unit)
         return _Trainer(run, memory, files, saving, told, None if labels is None else backend.asarray(labels)).train()
 
@@ -155,6 +166,14 @@ def _check_resume(folder: str | Path | None, resume: str, every: int, unit: str)
         raise SettingsError(f"checkpoint_every must be an integer of at least 0; got {every!r}")
     if resume != "never" and folder is None:
         raise SettingsError(f"resume={resume!r} needs the folder of the run: folder=...")
+
+
+def _check_store(settings: Settings, backend: Backend, folder: str | Path | None) -> None:
+    if settings.bank_store == "file" and (folder is None or backend.name != "numpy"):
+        raise SettingsError(
+            f"bank_store='file' needs the numpy backend and the folder of the run; got {backend.name!r} and "
+            f"folder={folder!r}"
+        )
 
 
 class _Trainer:
@@ -364,7 +383,7 @@ class _Trainer:
             if settings.warmup == "batch":  # the batch is all the bank there is
                 xp = array_namespace(rows)
                 own = xp.arange(rows.shape[0], dtype=rows.dtype, device=device(rows))
-                return fresh_rows(objective, z, State(xp.take(state.bank, rows, axis=0)), own)[0], state
+                return fresh_rows(objective, z, State(kernels.wide(xp.take(state.bank, rows, axis=0))), own)[0], state
             return over_views(objective, z, state, rows)
 
         def moved(state: State, rows: Array, z: Array) -> State:
@@ -431,16 +450,20 @@ class _Trainer:
                 queries, truth, own = asarray(run.embed(run.test).embeddings), run.test.classes, None
             else:
                 queries, truth, own = bank, run.data.classes, asarray(np.arange(len(run.data)))
-            predicted = evaluate.knn(
-                bank,
-                asarray(run.data.classes),
-                queries,
-                k=min(settings.knn_k, len(run.data) - (own is not None)),
-                temperature=settings.knn_temperature,
-                own=own,
-                budget=settings.budget,
-            )
-        return {"knn": float((self._host(predicted) == truth).mean())}
+            classes, right = asarray(run.data.classes), 0
+            for some in kernels.read_in_blocks(queries) if kernels.apart(queries) else (slice(0, len(truth)),):
+                predicted = evaluate.knn(
+                    bank,
+                    classes,
+                    kernels.wide(queries[some, :]),
+                    k=min(settings.knn_k, len(run.data) - (own is not None)),
+                    temperature=settings.knn_temperature,
+                    own=None if own is None else own[some],
+                    budget=settings.budget,
+                    as_it_is=kernels.apart(bank),
+                )
+                right += int((self._host(predicted) == truth[some]).sum())
+        return {"knn": right / len(truth)}
 
     def _keep(self) -> None:
         """A checkpoint where one is due, and where the run has been asked to end; then it does."""
@@ -480,15 +503,34 @@ class _Trainer:
 
 
 def _first_bank(
-    data: Samples, view: View, encoder: Encoder, backend: Backend, settings: Settings, workers: Workers
+    data: Samples,
+    view: View,
+    encoder: Encoder,
+    backend: Backend,
+    settings: Settings,
+    workers: Workers,
+    files: RunFolder | None,
 ) -> np.ndarray:
-    """The bank before the first step (N, D): one pass of the encoder, or random unit rows."""
-    if settings.bank_start == "random":
-        one = backend.asarray(load(data, [0], view).astype(settings.dtype, copy=False))
-        rows = random_rows(len(data), encoder.apply(one)[0].shape[1], seed=settings.seed)
-        return rows.astype(settings.dtype)
-    z = evaluate.embed(encoder, backend, data, view, settings.batch_size, settings.dtype, workers=workers).embeddings
-    rows = np.asarray(unit(z.astype(settings.dtype, copy=False)))
-    lost = np.flatnonzero(~rows.any(axis=1))  # an embedding of zeros has no direction: any will do
-    rows[lost] = random_rows(len(data), rows.shape[1], seed=settings.seed)[lost]
-    return rows
+    """The bank before the first step (N, D): one pass of the encoder, or random unit rows; into its file in parts."""
+    n, seed, filed = len(data), settings.seed, files is not None and settings.bank_store == "file"
+
+    def embedded(part: Samples, spare: np.ndarray | None = None) -> np.ndarray:
+        size, dtype = settings.batch_size, settings.dtype
+        z = evaluate.embed(encoder, backend, part, view, size, dtype, workers=workers).embeddings
+        rows = np.asarray(unit(z.astype(dtype, copy=False)))
+        lost = np.flatnonzero(~rows.any(axis=1))  # an embedding of zeros has no direction: any will do
+        if lost.size:
+            rows[lost] = (random_rows(n, rows.shape[1], seed=seed) if spare is None else spare)[lost]
+        return rows
+
+    if settings.bank_start == "encoder" and not filed:
+        return embedded(data)
+    one = backend.asarray(load(data, [0], view).astype(settings.dtype, copy=False))
+    dim = int(encoder.apply(one)[0].shape[1])
+    if files is None or not filed:
+        return random_rows(n, dim, seed=seed).astype(settings.dtype)
+    bank = files.bank((n, dim), settings.bank_dtype or settings.dtype)
+    for some, drawn in random_parts(n, dim, seed=seed, size=PART * settings.batch_size):
+        part = data.part(np.arange(some.start, some.stop))
+        bank[some] = drawn if settings.bank_start == "random" else embedded(part, drawn)
+    return bank
