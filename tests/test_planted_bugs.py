@@ -123,7 +123,7 @@ BUGS = (
     Bug("assigned by the dot product alone", torch_kernels.assign.__wrapped__, "-0.5 * torch", "-0.0 * torch", nearest_centroid, (TORCH,)),
     Bug("every row counts as its tile's mean", tiles.near, "xp.sqrt(apart + off)", "0.0", on_seeds(test_tiles.law_sure_rows_are_right)),
     Bug("unsure rows are believed", tiles.assign, "if unsure:", "if False:", tiled),
-    Bug("rows asked again in the wrong order", tiles.assign, "xp.take(rows, again)", "xp.take(rows, xp.flip(again))", tiled),
+    Bug("rows asked again in the wrong order", tiles.assign, "xp.take(rows, part)", "xp.take(rows, xp.flip(part))", tiled),
 )  # fmt: skip
 
 
