@@ -18,6 +18,7 @@ import numpy as np
 
 from la_core import check, kernels, tiles
 from la_core.bank import random_rows
+from la_core.clusters import lloyd
 from la_core.dryrun import Cost, Line, _bytes, _flop, bank_word
 from la_core.dryrun import plan as dry_run
 from la_core.protocol import Backend
@@ -217,7 +218,7 @@ def _share(s: Settings, n: int, dim: int, cost: Cost | None, devices: int, rates
 
 
 def measured(backend: Backend | None = None, dim: int = 128, batch: int = 128, n: int = 32_768) -> Rates:
-    """The rates of this machine: of an exact search, an exact softmax and an assignment, on a bank of ``n`` rows."""
+    """The rates of this machine: of an exact search, an exact softmax and k-means, on a bank of ``n`` rows."""
     from la_core.protocol import backend as by_name
 
     at = backend or by_name("numpy")
@@ -228,7 +229,7 @@ def measured(backend: Backend | None = None, dim: int = 128, batch: int = 128, n
     return Rates(
         search=work * batch / _least(lambda: at.to_host(kernels.nearest(z, bank, n // 64)[0])),
         softmax=2 * work * batch / _least(lambda: at.to_host(kernels.softmax_mean(z, bank, 0.07)[0])),
-        assign=work * (n // 32) / _least(lambda: at.to_host(kernels.assign(bank, centroids)[1])),
+        assign=2 * work * (n // 32) / _least(lambda: at.to_host(lloyd(bank, centroids, 1, 0.0)[0])),
         source=f"measured here on {at.name}",
     )
 
