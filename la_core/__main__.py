@@ -23,7 +23,12 @@ def _add_plan(commands: Any) -> None:
     plans.add_argument("n", metavar="N", type=_count, help="samples: 1281167, or 1e9")
     plans.add_argument("--dim", type=int, default=128, help="width of the embedding (128)")
     plans.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], metavar="P", help="numbers to show")
-    plans.add_argument("--bank-dtype", choices=("float16", "bfloat16"), help="store the bank in half the memory")
+    plans.add_argument(
+        "--bank-dtype",
+        choices=("same", "float16", "bfloat16"),
+        default="same",
+        help="store the bank in half the memory",
+    )
     plans.add_argument("--clusters", type=_count, metavar="M", help="of each clustering; by default one for 40 samples")
     plans.add_argument("--clusterings", type=int, default=Settings.n_clusterings, metavar="H", help="(3)")
     plans.add_argument("--background", type=_count, metavar="K", help="neighbours; by default up to 4096")

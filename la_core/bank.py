@@ -30,7 +30,7 @@ class State(NamedTuple):
     negative label means none: such a sample is close to nothing in that clustering."""
 
 
-def stored(rows: np.ndarray, backend: Backend, dtype: str | None) -> Array:
+def stored(rows: np.ndarray, backend: Backend, dtype: str) -> Array:
     """A bank on a backend, of the rows' dtype or as :attr:`la_core.Settings.bank_dtype` says.
 
     Raises
@@ -41,7 +41,7 @@ def stored(rows: np.ndarray, backend: Backend, dtype: str | None) -> Array:
     if dtype == "float16":
         return backend.asarray(rows.astype(np.float16))
     bank = backend.asarray(rows)
-    if dtype is None:
+    if dtype == "same":
         return bank
     xp = array_namespace(bank)
     if not hasattr(xp, dtype):

@@ -180,7 +180,7 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
 
 def bank_word(s: Settings) -> int:
     """Bytes of a number of the bank."""
-    return 2 if s.bank_dtype else 4 if s.dtype == "float32" else 8
+    return 2 if s.bank_dtype != "same" else 4 if s.dtype == "float32" else 8
 
 
 def _phases(s: Settings, warm_steps: int, steps: int) -> tuple[str, ...]:

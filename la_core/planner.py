@@ -83,7 +83,7 @@ class Outlook:
         s, r = self.settings, self.rates
         rates = f"search {_flop(r.search)}/s, softmax {_flop(r.softmax)}/s, clustering {_flop(r.assign)}/s"
         lines = [
-            f"{self.n} rows of {self.dim} in {s.bank_dtype or s.dtype}; {s.n_clusterings} clusterings of "
+            f"{self.n} rows of {self.dim} in {s.stored_dtype}; {s.n_clusterings} clusterings of "
             f"{s.n_clusters} clusters; background of {s.n_background}; batches of {s.batch_size}",
             f"rates, {r.source}: {rates}",
         ]
@@ -148,7 +148,7 @@ def _share(s: Settings, n: int, dim: int, cost: Cost | None, devices: int, rates
     rows = f"{own}" if devices == 1 else f"{own} of {n}"
     batch = -(-n // dry.steps_per_epoch) * s.views
     wide = max(4, word)
-    apart = s.bank_dtype is not None or s.bank_store == "file"
+    apart = s.bank_dtype != "same" or s.bank_store == "file"
     copies = 2 * min(own * dim * wide, kernels.BUDGET) if apart else own * dim * wide
     blocks = kernels.BUDGET // 2 if any(tiles.pay(own, m) for m in sizes) else 4 * kernels.CACHE
     memory = [

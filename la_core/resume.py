@@ -200,7 +200,7 @@ def fit(found: Checkpoint, data: Samples, settings: Settings, of: Mapping[str, A
 
 def saved_as(settings: Settings) -> str:
     """The dtype of the bank in a checkpoint: bfloat16, which NumPy lacks, is saved as float32, which holds it."""
-    return {None: settings.dtype, "float16": "float16", "bfloat16": "float32"}[settings.bank_dtype]
+    return "float32" if settings.bank_dtype == "bfloat16" else settings.stored_dtype
 
 
 def restore(found: Checkpoint, run: Run, memory: Memory) -> None:

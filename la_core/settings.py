@@ -25,9 +25,10 @@ class Settings:
     """The one seed. Every draw of the run follows from it."""
     dtype: str = "float32"
     """Of the bank and of the batches: ``"float32"`` or ``"float64"``."""
-    bank_dtype: str | None = None
-    """How the bank is stored, if in half of the memory: ``"float16"`` or, on PyTorch and JAX, ``"bfloat16"``. It is
-    computed with in float32. Rounding moves a row by 2^-11 of its length at most, by 2^-8 with bfloat16."""
+    bank_dtype: str = "same"
+    """How the bank is stored: the ``"same"`` as ``dtype``, or in half of the memory, as ``"float16"`` or, on PyTorch
+    and JAX, ``"bfloat16"``. It is computed with in float32. Rounding moves a row by 2^-11 of its length at most, by
+    2^-8 with bfloat16."""
 
     epochs: int = 200
     """All epochs, the warm-up included."""
@@ -182,6 +183,11 @@ class Settings:
                 raise SettingsError(f"{name} must be at most the number of samples, {n}; got {value}")
         return chosen
 
+    @property
+    def stored_dtype(self) -> str:
+        """Of the bank as it is stored."""
+        return self.dtype if self.bank_dtype == "same" else self.bank_dtype
+
     def batch(self, epoch: int) -> int:
         """Most samples in a batch of that epoch, counted from 0."""
         warm = epoch < self.warmup_epochs and self.warmup_batch_size is not None
@@ -262,7 +268,7 @@ _NUMBERS = {
 }
 _WORDS = {
     "dtype": ("float32", "float64"),
-    "bank_dtype": (None, "float16", "bfloat16"),
+    "bank_dtype": ("same", "float16", "bfloat16"),
     "optimizer": ("sgd", "adam"),
     "schedule": ("step", "cosine", "constant"),
     "bank_start": ("encoder", "random"),

@@ -145,7 +145,7 @@ def train(
             fit(found, source, settings, of)
             bank = found.arrays["state"]["bank"]
             if files is not None and settings.bank_store == "file":
-                bank, saved = files.bank(bank.shape, settings.bank_dtype or settings.dtype), bank
+                bank, saved = files.bank(bank.shape, settings.stored_dtype), bank
                 bank[...] = saved
         in_file = settings.bank_store == "file"
         state = State(bank if in_file else stored(bank, backend, settings.bank_dtype))
@@ -529,7 +529,7 @@ def _first_bank(
     dim = int(encoder.apply(one)[0].shape[1])
     if files is None or not filed:
         return random_rows(n, dim, seed=seed).astype(settings.dtype)
-    bank = files.bank((n, dim), settings.bank_dtype or settings.dtype)
+    bank = files.bank((n, dim), settings.stored_dtype)
     for some, drawn in random_parts(n, dim, seed=seed, size=PART * settings.batch_size):
         part = data.part(np.arange(some.start, some.stop))
         bank[some] = drawn if settings.bank_start == "random" else embedded(part, drawn)

@@ -16,7 +16,7 @@ from la_core.errors import RunFolderError, SettingsError
 TESTS = Path(__file__).parent
 
 
-@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("dtype", ["same", "float16"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_run_as_in_memory(tmp_path, kind, dtype):
     settings = replace(KINDS[kind], bank_dtype=dtype)

@@ -186,7 +186,7 @@ HALF = [("numpy", "float16"), ("torch", "bfloat16")]
 def test_a_run_stays_near_that_of_float32(name, dtype, kind):
     """Within what a loss may be off by; a neighbour more or less, and where the encoder then goes, are in it."""
     settings = KINDS[kind]
-    half, full = (go(name, settings=replace(settings, bank_dtype=kind)) for kind in (dtype, None))
+    half, full = (go(name, settings=replace(settings, bank_dtype=kind)) for kind in (dtype, "same"))
     assert str(half.state.bank.dtype).endswith(dtype)
     assert np.isfinite(half.backend.to_host(half.state.bank)).all()
     bound = 3 * 2 * ROUNDING[dtype] / settings.temperature

@@ -50,7 +50,7 @@ def law_memory_is_as_planned(n, dim, m, dtype):
     assert held <= planned["search"]
 
 
-@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("dtype", ["same", "float16"])
 @pytest.mark.parametrize(("n", "dim", "m"), SIZES)
 def test_memory_is_as_planned(n, dim, m, dtype, monkeypatch):
     monkeypatch.setattr(kernels.read_in_blocks, "__defaults__", (BUDGET,))
@@ -63,7 +63,7 @@ def test_a_plan_that_forgets_is_caught(monkeypatch):
     monkeypatch.setattr(planner, "PER_ROW", 0)
     monkeypatch.setattr(planner, "bank_word", lambda settings: 2)
     with pytest.raises(AssertionError):
-        law_memory_is_as_planned(*SIZES[1], None)
+        law_memory_is_as_planned(*SIZES[1], "same")
 
 
 def test_a_billion_rows_by_hand():
