@@ -47,7 +47,7 @@ types: $(READY)  ## mypy, strict, on the package and the examples
 tests: $(READY)  ## pytest
 	$(BIN)/pytest
 
-soak: $(READY)  ## kill, cut the power and damage checkpoints, for long: the figures of docs/reliability.md (an hour or two)
+soak: $(READY)  ## kill, cut the power, damage checkpoints, spoil steps, for long: the figures of docs/reliability.md (an hour or two)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m soak
 
 agreement: $(READY)  ## the table: how far each library is from NumPy, function by function

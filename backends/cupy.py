@@ -133,7 +133,7 @@ if _raw is not None:
         def plain(queries: Array) -> tuple[Array, Array]:
             return kernels.nearest.reference(queries, bank, k, budget)
 
-        fits = _fused(z, z.shape[0], bank.shape[0]) and bank.shape[0] >= gpu.SHARE * k
+        fits = bank.dtype == z.dtype and _fused(z, z.shape[0], bank.shape[0]) and bank.shape[0] >= gpu.SHARE * k
         scores, indices = _raw.nearest(z, bank, k, plain, budget) if fits else plain(z)
         return scores, indices
 
@@ -141,7 +141,7 @@ if _raw is not None:
 @kernels.scores_at.override("cupy")
 def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     """Batched products with the gathered rows, in blocks that fill a GPU."""
-    scores = cp.empty(indices.shape, dtype=bank.dtype)
+    scores = cp.empty(indices.shape, dtype=z.dtype)
     for some, rows in _gathered(bank, indices):
         scores[some] = (rows @ z[some, :, None])[:, :, 0]
     return scores
@@ -152,7 +152,7 @@ def weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
     """Batched products with the gathered rows, in blocks that fill a GPU."""
     if _fused(bank, *weights.shape, bank.shape[1]):
         return _raw.weighted_rows(weights, bank, indices)
-    total = cp.empty((indices.shape[0], bank.shape[1]), dtype=bank.dtype)
+    total = cp.empty((indices.shape[0], bank.shape[1]), dtype=weights.dtype)
     for some, rows in _gathered(bank, indices):
         total[some] = (weights[some, None, :] @ rows)[:, 0, :]
     return total
@@ -162,7 +162,7 @@ def _gathered(bank: Array, indices: Array) -> Iterator[tuple[slice, Array]]:
     """The rows named by ``indices`` (B, k), some of the batch at a time: (b, k, D), never all of (B, k, D)."""
     size = BUDGET // (indices.shape[1] * bank.shape[1] * bank.dtype.itemsize)
     for some in kernels.blocks(indices.shape[0], size):
-        yield some, bank[indices[some]]
+        yield some, kernels.wide(bank[indices[some]])
 
 
 class CuPyBackend:

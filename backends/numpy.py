@@ -22,10 +22,19 @@ def nearest(z: Array, bank: Array, k: int, budget: int = kernels.BUDGET) -> tupl
     if not pays(bank.shape[0], k):
         return kernels.nearest.reference(z, bank, k, budget)
     return scan(
-        lambda queries, rows, out: np.matmul(z[queries], bank[rows].T, out=out),
+        lambda queries, rows, out: _product(z[queries], bank[rows], out),
         lambda queries: kernels.nearest.reference(z[queries], bank, k, budget),
         *(z.shape[0], bank.shape[0], k, z.dtype, budget),
     )
+
+
+def _product(z: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """``z @ rows.T``, some rows at a time where they must be put into memory first."""
+    if not kernels.apart(rows):
+        np.matmul(z, rows.T, out=out)
+        return
+    for some in kernels.blocks(len(rows), 4096):
+        np.matmul(z, np.asarray(kernels.wide(rows[some])).T, out=out[:, some])
 
 
 @kernels.segment_sum.override("numpy")

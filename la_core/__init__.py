@@ -22,6 +22,7 @@ from la_core.objectives import (
     local_aggregation_and_cotangent,
     log_normaliser,
 )
+from la_core.planner import plan
 from la_core.protocol import backend
 from la_core.report import report
 from la_core.run import Callback, Run
@@ -51,6 +52,7 @@ __all__ = [
     "local_aggregation_and_cotangent",
     "log_normaliser",
     "nearest",
+    "plan",
     "random_rows",
     "report",
     "samples",

@@ -6,13 +6,16 @@ with their new embeddings (Zhuang et al. 2019, section 3; Wu et al. 2018, sectio
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from la_core import check, kernels
+from la_core.errors import KindError
 from la_core.kernels import Array
+from la_core.protocol import Backend
 from la_core.randomness import generator
 
 
@@ -20,10 +23,30 @@ class State(NamedTuple):
     """What training remembers beside the encoder. Every function takes a state and returns one; none keeps one."""
 
     bank: Array
-    """(N, D) float32 or float64, unit rows."""
+    """(N, D) unit rows, float32 or float64; or float16 or bfloat16, which is half the memory, and computed with in
+    float32. On NumPy it may be a memory-mapped file."""
     labels: Array | None = None
     """(H, N) integers: the cluster of each sample in each clustering, comparable within one clustering only. A
     negative label means none: such a sample is close to nothing in that clustering."""
+
+
+def stored(rows: np.ndarray, backend: Backend, dtype: str) -> Array:
+    """A bank on a backend, of the rows' dtype or as :attr:`la_core.Settings.bank_dtype` says.
+
+    Raises
+    ------
+    KindError
+        The library has no such dtype.
+    """
+    if dtype == "float16":
+        return backend.asarray(rows.astype(np.float16))
+    bank = backend.asarray(rows)
+    if dtype == "same":
+        return bank
+    xp = array_namespace(bank)
+    if not hasattr(xp, dtype):
+        raise KindError(f"bank_dtype cannot be {dtype!r} on the {backend.name} backend, which lacks it")
+    return xp.astype(bank, getattr(xp, dtype))
 
 
 def inverse_norm(x: Array) -> Array:
@@ -49,8 +72,15 @@ def random_rows(n: int, dim: int, *, seed: int) -> np.ndarray:
     check.count("n", n)
     check.count("dim", dim)
     check.count("seed", seed, least=0)
-    rows = generator(seed, "bank").standard_normal((n, dim), dtype=np.float32)
-    return np.asarray(unit(rows))
+    ((_, rows),) = random_parts(n, dim, seed=seed, size=n)
+    return rows
+
+
+def random_parts(n: int, dim: int, *, seed: int, size: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """:func:`random_rows`, so many at a time: which of them, and the rows."""
+    draw = generator(seed, "bank")
+    for some in kernels.blocks(n, size):
+        yield some, np.asarray(unit(draw.standard_normal((some.stop - some.start, dim), dtype=np.float32)))
 
 
 def update(state: State, indices: Array, z: Array, *, mixing: float = 0.5) -> State:
@@ -74,8 +104,8 @@ def update(state: State, indices: Array, z: Array, *, mixing: float = 0.5) -> St
     Returns
     -------
     State
-        Touched rows have unit length again; every other row is bit-identical. Where old and new cancel exactly, and
-        where ``z`` is zero and ``mixing`` is 1, the old row stays.
+        Touched rows have unit length again, as far as half precision can hold it; every other row is bit-identical.
+        Where old and new cancel exactly, and where ``z`` is zero and ``mixing`` is 1, the old row stays.
 
     Raises
     ------
@@ -89,11 +119,11 @@ def update(state: State, indices: Array, z: Array, *, mixing: float = 0.5) -> St
     check.indices("indices", indices, (z.shape[0],), bank.shape[0])
     mixing = check.number("mixing", mixing, 0.0, 1.0)
 
-    fresh = _mean_of_equals(unit(xp.astype(z, bank.dtype)), indices)
-    old = kernels.rows_at(bank, indices)
+    fresh = _mean_of_equals(unit(kernels.like(z, bank)), indices)
+    old = kernels.wide(kernels.rows_at(bank, indices))
     mixed = (1.0 - mixing) * old + mixing * fresh
     scale = inverse_norm(mixed)
-    rows = xp.where(scale > 0, mixed * scale, old)
+    rows = xp.astype(xp.where(scale > 0, mixed * scale, old), bank.dtype, copy=False)
     return state._replace(bank=kernels.put_rows(bank, indices, rows))
 
 

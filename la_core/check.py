@@ -11,7 +11,7 @@ from array_api_compat import array_namespace, device, is_array_api_obj
 
 from la_core import protocol, shards
 from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
-from la_core.kernels import Array, library
+from la_core.kernels import BUDGET, Array, apart, library, read_in_blocks
 
 
 def together(**arrays: Array) -> Any:
@@ -45,11 +45,12 @@ def matrix(name: str, x: Array, rows: str = "N", columns: str = "D") -> None:
 
 
 def bank(x: Array) -> None:
-    """A memory bank: (N, D) in float32 or float64."""
+    """A memory bank: (N, D) in float32 or float64, or stored in float16 or bfloat16 where the library has them."""
     matrix("bank", x)
     xp = array_namespace(x)
-    if x.dtype not in (xp.float32, xp.float64):
-        raise KindError(f"bank must be float32 or float64, since it holds running averages; got dtype {x.dtype}")
+    stored = [getattr(xp, name) for name in ("float32", "float64", "float16", "bfloat16") if hasattr(xp, name)]
+    if x.dtype not in stored:
+        raise KindError(f"bank must be float32, float64, float16 or bfloat16; got dtype {x.dtype}")
 
 
 def embeddings(z: Array, bank: Array) -> None:
@@ -69,6 +70,12 @@ def finite(name: str, x: Array) -> None:
     if x is None:
         return
     xp = array_namespace(x)
+    if apart(x) and x.ndim == 2 and x.shape[0] * x.shape[1] > BUDGET:
+        for rows in read_in_blocks(x):
+            if not bool(xp.all(xp.isfinite(x[rows, :]))):
+                bad = int(xp.argmax(xp.astype(xp.any(~xp.isfinite(x[rows, :]), axis=1), xp.int32)))
+                raise NotFiniteError(f"{name} must be finite; row {rows.start + bad} holds NaN or infinity")
+        return
     if not bool(xp.all(xp.isfinite(x))):
         bad = xp.any(xp.reshape(~xp.isfinite(x), (x.shape[0], -1)), axis=1)
         row = int(xp.argmax(xp.astype(bad, xp.int32)))

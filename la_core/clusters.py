@@ -28,7 +28,7 @@ class Clustering(NamedTuple):
     labels: Array
     """(H, N) int32, the cluster of each row; comparable within one clustering only."""
     inertia: Array
-    """(H,) sum of the squared distances to the centroids, in the bank's dtype."""
+    """(H,) sum of the squared distances to the centroids, in the bank's dtype, or float32 if that is stored in half."""
     centroids: tuple[Array, ...]
     """H arrays (n_clusters[h], D)."""
     history: tuple[tuple[float, ...], ...]
@@ -50,7 +50,7 @@ def cluster(
     Parameters
     ----------
     bank
-        (N, D) float32 or float64, finite. The N x m distances are never stored whole.
+        (N, D) as in :class:`State`, finite. The N x m distances are never stored whole.
     n_clusters
         m, 1 to N; or one number for each clustering.
     n_clusterings
@@ -99,19 +99,19 @@ def cluster(
                 raise RangeError(f"start must hold labels from 0 to {m - 1}, one less than n_clusters")
 
     rows, comm = shards.held(bank)
-    n, mine = rows.shape[0], part(bank.shape[0], comm)
+    n, mine, dtype = rows.shape[0], part(bank.shape[0], comm), kernels.wide(rows[:1, :]).dtype
     near = tiles.order(rows, generator(seed, "tiles")) if any(tiles.pay(n, m) for m in sizes) else None
     runs = []
     for h, m in enumerate(sizes):
         if start is None:
             chosen = generator(seed, "clusters", h).choice(bank.shape[0], size=m, replace=False)
-            centroids = kernels.rows_at(bank, xp.asarray(chosen, device=device(bank)))
+            centroids = kernels.wide(kernels.rows_at(bank, xp.asarray(chosen, device=device(bank))))
         else:
-            centroids = means(bank, start[h, mine], xp.zeros(n, dtype=bank.dtype, device=device(bank)), m)
+            centroids = means(bank, start[h, mine], xp.zeros(n, dtype=dtype, device=device(bank)), m)
         runs.append(lloyd(bank, centroids, n_iter, tolerance, near if tiles.pay(n, m) else None))
     return Clustering(
         labels=xp.stack([joined(xp.astype(labels, xp.int32), bank.shape[0], comm) for labels, _, _ in runs]),
-        inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=bank.dtype, device=device(bank)),
+        inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=dtype, device=device(bank)),
         centroids=tuple(centroids for _, centroids, _ in runs),
         history=tuple(tuple(history) for _, _, history in runs),
     )
@@ -131,7 +131,7 @@ def lloyd(
     def assigned(centroids: Array) -> tuple[Array, Array]:
         nonlocal near
         if near is None:
-            return kernels.assign(rows, centroids)
+            return kernels.assigned(rows, centroids)
         labels, squares, share = tiles.assign(rows, near, centroids)
         back = xp.argsort(near)
         near = near if share >= tiles.MOSTLY else None
@@ -173,5 +173,5 @@ def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
     if n_empty:
         empty = xp.argsort(counts[:, 0], stable=True)[:n_empty]
         far = shards.largest(squares, n_empty, x.shape[0], comm)
-        centroids = kernels.put_rows(centroids, empty, kernels.rows_at(x, far))
+        centroids = kernels.put_rows(centroids, empty, kernels.wide(kernels.rows_at(x, far)))
     return centroids

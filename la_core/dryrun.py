@@ -120,7 +120,7 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
     assert s.n_clusters is not None
     warm_steps, steps = -(-n // s.batch(0)), -(-n // s.batch_size)
     batch, views, dim = -(-n // steps), s.views, cost.dim
-    rows, word = batch * views, 4 if s.dtype == "float32" else 8
+    rows, word = batch * views, bank_word(s)
     warm_batch = -(-n // warm_steps)
     warm_rows = warm_batch * views
     clusters = s.n_clusters if isinstance(s.n_clusters, tuple) else (s.n_clusters,) * s.n_clusterings
@@ -176,6 +176,11 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
         steps_per_epoch=steps,
         phases=_phases(s, warm_steps, steps),
     )
+
+
+def bank_word(s: Settings) -> int:
+    """Bytes of a number of the bank."""
+    return 2 if s.bank_dtype != "same" else 4 if s.dtype == "float32" else 8
 
 
 def _phases(s: Settings, warm_steps: int, steps: int) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 settings.json     every setting, automatic values resolved
 metrics.jsonl     one line for each epoch
+bank.npy          the bank while the run is at work, where the settings keep it in a file
 embeddings.npz    bank (N, D) and labels (H, N)
 encoder.npz       the encoder's weights by name
 status.json       how far the run came: running, finished, interrupted, terminated or failed
@@ -28,6 +29,7 @@ from la_core.settings import Settings
 from la_core.storage import Storage
 
 CHECKPOINTS = "checkpoints"
+BANK = "bank.npy"
 
 
 class RunFolder:
@@ -90,7 +92,7 @@ class RunFolder:
     def _refuse_what_it_holds(self, advice: str) -> None:
         """Anything but what a run leaves that was killed before its first checkpoint."""
         ours = self.path / CHECKPOINTS
-        held = [file for file in self.path.iterdir() if file.name != lock.NAME and file != ours]
+        held = [file for file in self.path.iterdir() if file.name not in (lock.NAME, BANK) and file != ours]
         held += [file for file in ours.iterdir() if not file.name.startswith(".")] if ours.is_dir() else []
         if held:
             raise RunFolderError(f"the run folder {self.path} is not empty (it holds {min(held).name}); {advice}")
@@ -101,6 +103,14 @@ class RunFolder:
         self._whole("settings.json", settings.save)
         self._whole("metrics.jsonl", lambda file: file.write_text(lines))
         self.status("running", epoch=len(history or []), epochs=settings.epochs)
+
+    def bank(self, shape: tuple[int, int], dtype: str) -> np.ndarray:
+        """A bank of zeros in a new file, mapped into memory. It is no checkpoint, for it changes as the run goes."""
+        try:
+            (self.path / BANK).unlink(missing_ok=True)
+            return np.lib.format.open_memmap(self.path / BANK, "w+", np.dtype(dtype), shape)
+        except OSError as error:
+            raise RunFolderError(f"the bank {self.path / BANK} {shape} {dtype} cannot be made: {error}") from error
 
     def close(self) -> None:
         """Give the folder free for another run."""

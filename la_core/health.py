@@ -58,7 +58,14 @@ def moments(bank: Array) -> tuple[Array, Array]:
     xp = check.together(bank=bank)
     check.bank(bank)
     rows, comm = shards.held(bank)
-    return comm.all_sum(xp.sum(rows, axis=0)), comm.all_sum(xp.matrix_transpose(rows) @ rows)
+    if kernels.apart(rows):
+        total = gram = 0.0
+        for some in kernels.read_in_blocks(rows):
+            block = kernels.wide(rows[some, :])
+            total, gram = total + xp.sum(block, axis=0), gram + xp.matrix_transpose(block) @ block
+    else:
+        total, gram = xp.sum(rows, axis=0), xp.matrix_transpose(rows) @ rows
+    return comm.all_sum(total), comm.all_sum(gram)
 
 
 def effective_rank(gram: np.ndarray) -> float:
@@ -200,7 +207,7 @@ class Health:
 
     def _staleness(self, run: Run, rows: Array, z: Array) -> dict[str, float]:
         xp = array_namespace(z)
-        cosine = xp.vecdot(kernels.rows_at(run.state.bank, rows), z)
+        cosine = xp.vecdot(kernels.wide(kernels.rows_at(run.state.bank, rows)), z)
         order = batches(len(run.data), run.settings.batch(run.epoch), seed=run.settings.seed, epoch=run.epoch)
         ages = np.repeat(np.arange(len(order))[::-1], [len(b) for b in order])
         return {

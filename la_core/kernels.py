@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from functools import update_wrapper
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
+import numpy as np
 from array_api_compat import array_namespace, device
 from array_api_extra import one_hot
 
@@ -68,6 +69,36 @@ def itemsize(x: Array) -> int:
     return int(array_namespace(x).finfo(x.dtype).bits) // 8
 
 
+def wide(x: Array) -> Array:
+    """``x`` as it is computed with: half precision as float32, anything else as it is."""
+    xp = array_namespace(x)
+    return xp.astype(x, xp.float32) if itemsize(x) < 4 else x
+
+
+def like(x: Array, stored: Array) -> Array:
+    """``x`` in the dtype that what is ``stored`` is computed with."""
+    xp = array_namespace(x)
+    return xp.astype(x, xp.float32 if itemsize(stored) < 4 else stored.dtype, copy=False)
+
+
+def apart(x: Array) -> bool:
+    """Whether ``x`` is stored otherwise than it is computed with: in half precision, or in a file.
+
+    It is read in blocks, then, each of which is put into memory as it is computed with.
+    """
+    return itemsize(x) < 4 or isinstance(x, np.memmap)
+
+
+def read_in_blocks(x: Array, budget: int = BUDGET) -> Iterator[slice]:
+    """Rows of ``x`` (N, D) that take at most ``budget`` bytes as they are computed with."""
+    return blocks(x.shape[0], budget // (x.shape[1] * max(4, itemsize(x))))
+
+
+def widened(x: Array) -> int:
+    """Bytes that a row of ``x`` (N, D) takes beside itself when it is computed with."""
+    return 4 * int(x.shape[1]) if itemsize(x) < 4 else 0
+
+
 def blocks(n: int, size: int) -> Iterator[slice]:
     """Slices of at most ``size`` that cover ``range(n)``."""
     size = max(1, min(size, n))
@@ -105,8 +136,23 @@ def segment_mean(
     Where other processes have more rows of a segment, ``all_sum`` adds what they have.
     """
     xp = array_namespace(x, segments)
-    counts = all_sum(segment_sum(xp.ones((x.shape[0], 1), dtype=x.dtype, device=device(x)), segments, n))
-    return all_sum(segment_sum(x, segments, n)) / xp.clip(counts, min=1.0), counts
+    if apart(x):
+        total = xp.zeros((n, x.shape[1]), dtype=wide(x[:1, :]).dtype, device=device(x))
+        for rows in read_in_blocks(x):
+            total = total + segment_sum(wide(x[rows, :]), segments[rows], n)
+    else:
+        total = segment_sum(x, segments, n)
+    counts = all_sum(segment_sum(xp.ones((x.shape[0], 1), dtype=total.dtype, device=device(x)), segments, n))
+    return all_sum(total) / xp.clip(counts, min=1.0), counts
+
+
+def assigned(x: Array, centroids: Array) -> tuple[Array, Array]:
+    """:func:`assign`, also of what is stored :func:`apart`."""
+    if not apart(x):
+        return assign(x, centroids)
+    xp = array_namespace(x, centroids)
+    found = [assign(wide(x[rows, :]), centroids) for rows in read_in_blocks(x)]
+    return xp.concat([labels for labels, _ in found]), xp.concat([squares for _, squares in found])
 
 
 @Kernel
@@ -136,8 +182,9 @@ def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array,
     """The k bank rows of largest dot product: ``(B, D), (N, D) -> scores (B, k), indices (B, k)``.
 
     The set is exact, indices rise along a row, and of equal scores at the k-th place the lowest indices win, so the
-    answer does not depend on the blocks. The (B, N) matrix is never stored whole: ``budget`` bounds the scores, the
-    copy that a selection makes of them, and the candidates. Differentiable in ``z`` where the library differentiates.
+    answer does not depend on the blocks. The bank may be stored :func:`apart`. The (B, N) matrix is never stored
+    whole: ``budget`` bounds the scores, the copy that a selection makes of them, and the candidates. Differentiable in
+    ``z`` where the library differentiates.
     """
     xp = array_namespace(z, bank)
     per_score = 2 * itemsize(z) + 2
@@ -146,8 +193,8 @@ def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array,
     for some in blocks(z.shape[0], queries):
         query = z[some, :]
         scores, indices = None, None
-        for rows in blocks(bank.shape[0], budget // (per_score * query.shape[0])):
-            block = query @ xp.matrix_transpose(bank[rows, :])
+        for rows in blocks(bank.shape[0], budget // (per_score * query.shape[0] + widened(bank))):
+            block = query @ xp.matrix_transpose(wide(bank[rows, :]))
             values, columns = top_k(block, min(k, block.shape[1]))
             columns = columns + rows.start
             if scores is not None:
@@ -212,7 +259,7 @@ def _gathered(bank: Array, indices: Array) -> Iterator[tuple[slice, Array]]:
     k, dim = indices.shape[1], bank.shape[1]
     for some in blocks(indices.shape[0], 4 * CACHE // (k * dim * itemsize(bank))):
         flat = xp.reshape(indices[some, :], (-1,))
-        yield some, xp.reshape(xp.take(bank, flat, axis=0), (-1, k, dim))
+        yield some, xp.reshape(wide(xp.take(bank, flat, axis=0)), (-1, k, dim))
 
 
 @_by_bank
@@ -227,8 +274,8 @@ def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET
     peak = xp.full((z.shape[0], 1), -xp.inf, dtype=z.dtype, device=device(z))
     total = xp.zeros_like(peak)
     mean = xp.zeros_like(z)
-    for rows in blocks(bank.shape[0], budget // (3 * itemsize(z) * z.shape[0])):
-        block = bank[rows, :]
+    for rows in blocks(bank.shape[0], budget // (3 * itemsize(z) * z.shape[0] + widened(bank))):
+        block = wide(bank[rows, :])
         score = z @ xp.matrix_transpose(block) / temperature
         higher = xp.maximum(peak, xp.max(score, axis=1, keepdims=True))
         weight, kept = xp.exp(score - higher), xp.exp(peak - higher)

@@ -9,11 +9,12 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from la_core import kernels
-from la_core.bank import State
+from la_core.bank import State, stored
 from la_core.comm import Team, part, share
 from la_core.errors import SettingsError
 from la_core.kernels import Array
 from la_core.objectives import Terms
+from la_core.settings import Settings
 from la_core.shards import Shard, enough
 
 Objective: TypeAlias = Callable[..., Terms]
@@ -32,15 +33,18 @@ class Layout:
     ------
     SettingsError
         No such layout, or too few rows to be sharded.
+    KindError
+        The library of the backend lacks the dtype of the bank.
     """
 
-    def __init__(self, name: str, n: int, team: Team) -> None:
+    def __init__(self, name: str, n: int, team: Team, settings: Settings) -> None:
         if name not in LAYOUTS:
             raise SettingsError(f"bank_layout must be one of {', '.join(map(repr, LAYOUTS))}; got {name!r}")
         self.sharded = name == "sharded" and not team.alone
         if self.sharded and not enough(n, team.comm):
             raise SettingsError(f"{n} rows of a bank cannot be sharded over {team.comm.size} processes: start fewer")
-        self._n, self._team = n, team
+        self._n, self._team, self._dtype = n, team, settings.bank_dtype
+        self._stored(np.zeros((1, 1), settings.dtype))
         self.own = np.arange(n)[team.own(n)]
         """Rows that this process makes at the start."""
 
@@ -48,14 +52,14 @@ class Layout:
         """The bank of what each process has made of its :attr:`own` rows."""
         team = self._team
         if self.sharded:
-            return Shard(team.backend.asarray(rows), self._n, team.comm)
-        return team.backend.asarray(team.joined_on_host(rows, self._n))
+            return Shard(self._stored(rows), self._n, team.comm)
+        return self._stored(team.joined_on_host(rows, self._n))
 
     def told(self, bank: np.ndarray | None) -> Array:
         """The bank that the first process has (N, D), a shard at a time."""
         team = self._team
         if team.alone and bank is not None:
-            return team.backend.asarray(bank)
+            return self._stored(bank)
         dtype, width = team.told(f"{bank.dtype.str} {bank.shape[1]}".encode() if bank is not None else None).split()
         parts = []
         for rank in range(team.comm.size):
@@ -64,7 +68,7 @@ class Layout:
             told = team.told(rows)
             if not self.sharded or rank == team.comm.rank:
                 parts.append(np.frombuffer(told, dtype.decode()).reshape(-1, int(width)))
-        held = team.backend.asarray(np.concatenate(parts))
+        held = self._stored(np.concatenate(parts))
         return Shard(held, self._n, team.comm) if self.sharded else held
 
     def dealt(self, objective: Objective, *rest: Array | None) -> Objective:
@@ -101,16 +105,24 @@ class Layout:
         return Shard(bank[part(self._n, comm), :], self._n, comm)
 
     def over_queries(self, answer: Callable[..., Array], queries: Array, own: Array | None) -> Array:
-        """``answer(queries, own=own)`` with a row for each query: a bank that is sharded may ask for its own rows."""
-        team, n = self._team, queries.shape[0]
-        if team.alone:
-            return answer(queries, own=own)
-        xp = array_namespace(queries)
-        if not self.sharded:
-            mine = team.own(n)
-            return team.joined(answer(queries[mine, :], own=None if own is None else own[mine]), n)
-        if own is None:
-            return answer(queries)
-        return xp.concat([
-            answer(kernels.rows_at(queries, own[some]), own=own[some]) for some in kernels.blocks(n, QUERIES)
-        ])  # fmt: skip
+        """``answer(queries, own=own)`` with a row for each query.
+
+        A bank may ask for its own rows, ``own``: some at a time, where they are not at hand as they are computed with.
+        """
+        team, n, sharded = self._team, queries.shape[0], isinstance(queries, Shard)
+        mine = slice(0, n) if self.sharded else team.own(n)
+
+        def answered(some: slice) -> Array:
+            places = None if own is None else own[some]
+            return answer(kernels.wide(kernels.rows_at(queries, places) if sharded else queries[some, :]), own=places)
+
+        size = QUERIES if sharded or kernels.apart(queries) else n
+        found = [
+            answered(slice(mine.start + some.start, mine.start + some.stop))
+            for some in kernels.blocks(mine.stop - mine.start, size)
+        ]
+        every = array_namespace(queries).concat(found)
+        return every if self.sharded else team.joined(every, n)
+
+    def _stored(self, rows: np.ndarray) -> Array:
+        return stored(rows, self._team.backend, self._dtype)

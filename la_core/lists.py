@@ -124,8 +124,8 @@ def nearest(z: Array, bank: Array, among: Lists, k: int, probes: int, budget: in
 
 def recall(z: Array, bank: Array, among: Lists, k: int, probes: int) -> float:
     """Share of the k nearest rows that are met in the lists: 1 where nothing is missed."""
-    xp = array_namespace(z, bank)
+    xp, z = array_namespace(z, bank), kernels.like(z, bank)
     scores, _ = kernels.nearest(z, bank, k)
     least = xp.min(scores, axis=1, keepdims=True)
     found = nearest(z, bank, among, k, probes)
-    return float(xp.mean(xp.astype(found.valid & (found.scores >= least - 1e-6), bank.dtype)))
+    return float(xp.mean(xp.astype(found.valid & (found.scores >= least - 1e-6), scores.dtype)))

@@ -25,7 +25,7 @@ def nearest(z: Array, bank: Array, k: int, *, budget: int = BUDGET) -> tuple[Arr
     z
         (B, D), finite. Used as it comes: for cosines give unit rows (the set is the same either way).
     bank
-        (N, D) float32 or float64.
+        (N, D) float32 or float64, or stored in float16 or bfloat16.
     k
         1 to N.
     budget
@@ -46,7 +46,7 @@ def nearest(z: Array, bank: Array, k: int, *, budget: int = BUDGET) -> tuple[Arr
     check.embeddings(z, bank)
     k = check.count("k", k, bank.shape[0], "the rows of the bank")
     check.count("budget", budget)
-    scores, indices = kernels.nearest(xp.astype(z, bank.dtype, copy=False), bank, k, budget)
+    scores, indices = kernels.nearest(kernels.like(z, bank), bank, k, budget)
     order = xp.argsort(scores, axis=1, descending=True, stable=True)
     return xp.take_along_axis(scores, order, axis=1), xp.take_along_axis(indices, order, axis=1)
 

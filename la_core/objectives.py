@@ -116,7 +116,7 @@ def with_instances(
     def mixed(z: Array, state: State, indices: Array) -> Terms:
         terms = objective(z, state, indices)
         xp = array_namespace(z, indices)
-        batch = kernels.rows_at(state.bank, indices)
+        batch = kernels.wide(kernels.rows_at(state.bank, indices))
         own = xp.arange(indices.shape[0], dtype=indices.dtype, device=device(indices))
         loss, cotangent = instance_discrimination_and_cotangent(z, batch, own, temperature=temperature)
         return terms._replace(
@@ -145,7 +145,8 @@ def local_aggregation(
     Parameters
     ----------
     z
-        (B, D) the encoder's output, not normalised; any real floating dtype, computed in the bank's.
+        (B, D) the encoder's output, not normalised, of any real floating dtype. Computed in the bank's, or in float32
+        where that is half precision.
     state
         Bank (N, D) with unit rows, and labels (H, N).
     indices
@@ -163,8 +164,8 @@ def local_aggregation(
     Returns
     -------
     loss
-        (B,) in the bank's dtype; at least 0, and 0 when C covers B. A row without any close neighbour in its
-        background has the loss ``log(n_background)``, that of one close row among k equally near ones, and zero
+        (B,) in the dtype that is computed in; at least 0, and 0 when C covers B. A row without any close neighbour in
+        its background has the loss ``log(n_background)``, that of one close row among k equally near ones, and zero
         gradient.
 
     Raises
@@ -173,7 +174,7 @@ def local_aggregation(
     """
     labels = _door(z, state, indices, n_background, temperature, combine, budget)
     n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
-    v = unit(array_namespace(z).astype(z, state.bank.dtype, copy=False))
+    v = unit(kernels.like(z, state.bank))
     scores, neighbours = kernels.nearest(v, state.bank, n_background, budget)
     mask, undecided = verdict(labels, indices, neighbours, combine)
     return _ratio(_without(scores / temperature, undecided), mask)[0]
@@ -221,7 +222,7 @@ def local_aggregation_terms(
     n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
     xp = array_namespace(z)
     bank = state.bank
-    u = xp.astype(z, bank.dtype, copy=False)
+    u = kernels.like(z, bank)
     v = unit(u)
     valid = None
     if lists is None:
@@ -336,7 +337,7 @@ def instance_discrimination(
     Returns
     -------
     loss
-        (B,) in the bank's dtype.
+        (B,) in the bank's dtype, or float32 if that is stored in half.
 
     Raises
     ------
@@ -344,7 +345,7 @@ def instance_discrimination(
     """
     xp = _instance_door(z, bank, indices, temperature, noise, log_z, budget)
     temperature = float(temperature)
-    v = unit(xp.astype(z, bank.dtype, copy=False))
+    v = unit(kernels.like(z, bank))
     own = xp.squeeze(kernels.scores_at(v, bank, indices[:, None]), axis=1) / temperature
     if noise is None:
         return kernels.softmax_mean(v, bank, temperature, budget)[0] - own
@@ -369,9 +370,9 @@ def instance_discrimination_and_cotangent(
     """
     xp = _instance_door(z, bank, indices, temperature, noise, log_z, budget)
     temperature = float(temperature)
-    u = xp.astype(z, bank.dtype, copy=False)
+    u = kernels.like(z, bank)
     v = unit(u)
-    mine = kernels.rows_at(bank, indices)
+    mine = kernels.wide(kernels.rows_at(bank, indices))
     own = xp.sum(v * mine, axis=1) / temperature
     if noise is None:
         lse, mean = kernels.softmax_mean(v, bank, temperature, budget)

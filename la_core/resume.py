@@ -34,15 +34,15 @@ MODES = ("never", "auto", "must")
 UNITS = ("epochs", "steps")
 
 FIXED = frozenset({
-    "seed", "dtype", "warmup_epochs", "batch_size", "warmup_batch_size", "optimizer", "views", "bank_start",
-    "n_clusterings", "search",
+    "seed", "dtype", "bank_dtype", "warmup_epochs", "batch_size", "warmup_batch_size", "optimizer", "views",
+    "bank_start", "n_clusterings", "search",
 })  # fmt: skip
 """Settings that a run is made of: with another value there is nothing to go on with."""
 FREE = frozenset({
     "epochs", "learning_rate", "schedule", "drops", "momentum", "weight_decay", "temperature", "mixing", "warmup",
     "warmup_temperature", "instance_weight", "n_noise", "n_background", "probes", "n_clusters", "n_iter", "tolerance",
     "cluster_start", "combine", "recluster_every", "recluster_unit", "knn_every", "knn_k", "knn_temperature",
-    "health_every", "on_not_finite", "most_skipped", "budget",
+    "health_every", "bank_store", "on_not_finite", "most_skipped", "budget",
 })  # fmt: skip
 """Settings with which a run may go on otherwise than it began; it is then said, for it is another run from there."""
 
@@ -191,9 +191,10 @@ def fit(found: Checkpoint, data: Samples, settings: Settings, of: Mapping[str, A
         raise CheckpointError(f"the checkpoint is of a run with other settings: {'; '.join(fixed)}")
     _check_place(found, n, settings)
     bank = found.arrays["state"].get("bank")
-    if bank is None or bank.ndim != 2 or bank.shape[0] != n or bank.dtype != settings.dtype:
+    dtype = saved_as(settings)
+    if bank is None or bank.ndim != 2 or bank.shape[0] != n or bank.dtype != dtype:
         got = "none" if bank is None else f"{bank.shape} {bank.dtype}"
-        raise CheckpointError(f"the checkpoint must have a bank ({n}, D) {settings.dtype}; it has {got}")
+        raise CheckpointError(f"the checkpoint must have a bank ({n}, D) {dtype}; it has {got}")
     if not np.isfinite(bank).all():
         raise CheckpointError("the bank of the checkpoint holds NaN or infinity")
     _check_state(found, n)
@@ -201,6 +202,11 @@ def fit(found: Checkpoint, data: Samples, settings: Settings, of: Mapping[str, A
         warnings.warn(f"the run goes on with {name} {new!r}; the checkpoint has {old!r}", stacklevel=3)
     if facts.get("view") != of["view"]:
         warnings.warn(f"the run goes on with {of['view']}; the checkpoint has {facts.get('view')}", stacklevel=3)
+
+
+def saved_as(settings: Settings) -> str:
+    """The dtype of the bank in a checkpoint: bfloat16, which NumPy lacks, is saved as float32, which holds it."""
+    return "float32" if settings.bank_dtype == "bfloat16" else settings.stored_dtype
 
 
 def told(found: Checkpoint | None, team: Team) -> Checkpoint | None:
@@ -224,7 +230,7 @@ def told(found: Checkpoint | None, team: Team) -> Checkpoint | None:
 
 
 def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
-    """Put a run, whose bank is there, where a checkpoint that :func:`fit` was made.
+    """Put a run, whose bank is the checkpoint's already, where one that :func:`fit` was made.
 
     Says what starts afresh, if anything does.
 

@@ -25,6 +25,10 @@ class Settings:
     """The one seed. Every draw of the run follows from it."""
     dtype: str = "float32"
     """Of the bank and of the batches: ``"float32"`` or ``"float64"``."""
+    bank_dtype: str = "same"
+    """How the bank is stored: the ``"same"`` as ``dtype``, or in half of the memory, as ``"float16"`` or, on PyTorch
+    and JAX, ``"bfloat16"``. It is computed with in float32. Rounding moves a row by 2^-11 of its length at most, by
+    2^-8 with bfloat16."""
 
     epochs: int = 200
     """All epochs, the warm-up included."""
@@ -50,6 +54,10 @@ class Settings:
     """Random views of each sample in a step. With 2, an extension of the paper, each reads a bank in which the batch's
     rows are the embeddings of the other views (:func:`la_core.objectives.fresh_rows`); the bank takes both. A step
     then costs the encoder two passes."""
+
+    bank_store: str = "memory"
+    """Where the bank is: in ``"memory"`` or, on the numpy backend, in a ``"file"`` of the run folder, mapped into
+    memory and never read whole: searches and clusterings go through it in blocks."""
 
     temperature: float = 0.07
     mixing: float = 0.5
@@ -175,6 +183,11 @@ class Settings:
                 raise SettingsError(f"{name} must be at most the number of samples, {n}; got {value}")
         return chosen
 
+    @property
+    def stored_dtype(self) -> str:
+        """Of the bank as it is stored."""
+        return self.dtype if self.bank_dtype == "same" else self.bank_dtype
+
     def batch(self, epoch: int) -> int:
         """Most samples in a batch of that epoch, counted from 0."""
         warm = epoch < self.warmup_epochs and self.warmup_batch_size is not None
@@ -255,9 +268,11 @@ _NUMBERS = {
 }
 _WORDS = {
     "dtype": ("float32", "float64"),
+    "bank_dtype": ("same", "float16", "bfloat16"),
     "optimizer": ("sgd", "adam"),
     "schedule": ("step", "cosine", "constant"),
     "bank_start": ("encoder", "random"),
+    "bank_store": ("memory", "file"),
     "warmup": ("exact", "nce", "batch"),
     "combine": COMBINATIONS,
     "search": ("exact", "lists"),

@@ -17,6 +17,14 @@ except ModuleNotFoundError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 
+def memory() -> int:
+    """Bytes of the memory of this machine; more than any file where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return 2**62
+
+
 class Storage:
     """The file system. Every method raises ``OSError`` as the system does; no link is ever followed to a file."""
 
@@ -88,6 +96,8 @@ class Storage:
                 raise OSError(errno.EINVAL, "it is not a regular file", str(path))
             if status.st_size > most:
                 raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, more than {most}", str(path))
+            if status.st_size > memory():  # a file of holes takes no disk
+                raise OSError(errno.ENOMEM, f"it has {status.st_size} bytes, and this machine {memory()}", str(path))
             content = bytearray(status.st_size)
             rest = memoryview(content)
             while rest and (n := stream.readinto(rest)):

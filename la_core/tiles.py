@@ -54,14 +54,14 @@ def order(x: Array, rng: np.random.Generator) -> Array:
     n = x.shape[0]
     depth = int(np.log2(min(n, 3 * np.sqrt(n))))
     drawn = rng.choice(n, size=min(n, 32 * 2**depth), replace=False)
-    sample = xp.take(x, xp.asarray(drawn, device=device(x)), axis=0)
+    sample = kernels.wide(xp.take(x, xp.asarray(drawn, device=device(x)), axis=0))
     pivots = sample[: 2**depth, :]
     for _ in range(2):
         labels, _ = kernels.assign(sample, pivots)
         means, counts = kernels.segment_mean(sample, labels, 2**depth)
         pivots = xp.where(counts > 0, means, pivots)
     place = xp.argsort(tree_order(pivots))
-    return xp.argsort(xp.take(place, kernels.assign(x, pivots)[0]), stable=True)
+    return xp.argsort(xp.take(place, kernels.assigned(x, pivots)[0]), stable=True)
 
 
 def tree_order(x: Array) -> Array:
@@ -87,13 +87,13 @@ def near(x: Array, rows: Array, centroids: Array, candidates: int, budget: int =
     xp = array_namespace(x)
     dim, m = centroids.shape[1], centroids.shape[0]
     squared = xp.vecdot(centroids, centroids)
-    rounding = SLACK * float(xp.finfo(x.dtype).eps)
+    rounding = SLACK * float(xp.finfo(centroids.dtype).eps)
     filled = xp.concat([rows, xp.broadcast_to(rows[-1:], (-rows.shape[0] % ROWS,))])  # to whole tiles
-    per_tile = itemsize(x) * (2 * ROWS * (dim + candidates) + candidates * dim + 4 * m)
+    per_tile = itemsize(centroids) * (2 * ROWS * (dim + candidates) + candidates * dim + 4 * m)
     parts: list[Found] = []
     for some in blocks(filled.shape[0] // ROWS, budget // (4 * per_tile)):
         chosen = filled[some.start * ROWS : some.stop * ROWS]
-        tile = xp.reshape(xp.take(x, chosen, axis=0), (-1, ROWS, dim))
+        tile = xp.reshape(kernels.wide(xp.take(x, chosen, axis=0)), (-1, ROWS, dim))
         mean = xp.mean(tile, axis=1)
         closeness, near = kernels.top_k(2.0 * mean @ xp.matrix_transpose(centroids) - squared, candidates)
         size = xp.vecdot(mean, mean)[:, None]
@@ -125,7 +125,10 @@ def assign(x: Array, rows: Array, centroids: Array) -> tuple[Array, Array, float
     unsure = rows.shape[0] - int(xp.sum(xp.astype(sure, xp.int32)))
     if unsure:
         again = xp.argsort(xp.astype(sure, xp.int8), stable=True)[:unsure]
-        found = kernels.assign(xp.take(x, xp.take(rows, again), axis=0), centroids)
-        labels = kernels.put_rows(labels[:, None], again, xp.astype(found[0], labels.dtype)[:, None])[:, 0]
-        squares = kernels.put_rows(squares[:, None], again, found[1][:, None])[:, 0]
+        for some in kernels.read_in_blocks(x) if kernels.apart(x) else (slice(0, unsure),):
+            part = again[some]
+            if part.shape[0]:
+                found = kernels.assign(kernels.wide(xp.take(x, xp.take(rows, part), axis=0)), centroids)
+                labels = kernels.put_rows(labels[:, None], part, xp.astype(found[0], labels.dtype)[:, None])[:, 0]
+                squares = kernels.put_rows(squares[:, None], part, found[1][:, None])[:, 0]
     return labels, squares, 1.0 - unsure / rows.shape[0]

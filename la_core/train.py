@@ -19,7 +19,7 @@ import numpy as np
 from array_api_compat import array_namespace, device
 
 from la_core import check, evaluate, kernels, lists, shards, termination
-from la_core.bank import State, random_rows, unit, update
+from la_core.bank import State, random_parts, random_rows, unit, update
 from la_core.clusters import cluster
 from la_core.comm import Team, digest
 from la_core.data import Samples, Workers, batches, load, samples
@@ -44,6 +44,9 @@ from la_core.views import View, default_view
 
 RECALLED = 32
 """Rows of the bank that the recall of lists is measured on."""
+
+PART = 64
+"""Batches that are embedded at a time for a bank in a file."""
 
 Step: TypeAlias = Callable[..., tuple[Terms, State]]
 
@@ -131,7 +134,8 @@ def train(
     _check_resume(folder, resume, checkpoint_every, checkpoint_unit)
     source, team = samples(data), Team(backend)
     settings = (settings or Settings()).resolved(len(source))
-    layout = Layout(bank_layout, len(source), team)
+    _check_store(settings, backend, folder)
+    layout = Layout(bank_layout, len(source), team, settings)
     if layout.sharded and settings.search == "lists":
         raise SettingsError("search='lists' reads the whole bank: set bank_layout='replicated', or search='exact'")
     view = view or default_view(source[0])
@@ -155,14 +159,23 @@ def train(
             fit(found, source, settings, of)
         how = {"bank_layout": bank_layout, "checkpoints": [checkpoint_every, checkpoint_unit], "resume": resume}
         team.enter(encoder, asdict(settings) | of | how | {"folder": folder is not None})
-        if found := told(found, team):
-            bank = layout.told(found.arrays["state"].get("bank"))
+        found = told(found, team)
+        saved = None if found is None else found.arrays["state"].get("bank")
+        rows = partial(_first_rows, source, view, encoder, backend, settings, loaders)
+        if files is not None and settings.bank_store == "file":
+            dim = _width(source, view, encoder, backend, settings) if saved is None else saved.shape[1]
+            bank = files.bank((len(source), dim), settings.stored_dtype)
+            if saved is None:
+                _fill(bank, rows, settings)
+            else:
+                bank[...] = saved
         else:
-            bank = layout.made(_first_rows(source, view, encoder, backend, settings, loaders, layout.own))
+            bank = layout.made(rows(layout.own)) if found is None else layout.told(saved)
         run, memory = Run(source, tests, view, encoder, backend, settings, State(bank)), Memory()
         run.workers = loaders
         if found is not None:
             restore(found, run, memory)
+            found.arrays.clear()  # the bank would be held twice
         given = None if labels is None else backend.asarray(labels)
         return _Trainer(run, layout, memory, files, saving, callbacks, given).train()
 
@@ -175,6 +188,14 @@ def _check_resume(folder: str | Path | None, resume: str, every: int, unit: str)
         raise SettingsError(f"checkpoint_every must be an integer of at least 0; got {every!r}")
     if resume != "never" and folder is None:
         raise SettingsError(f"resume={resume!r} needs the folder of the run: folder=...")
+
+
+def _check_store(settings: Settings, backend: Backend, folder: str | Path | None) -> None:
+    if settings.bank_store == "file" and (folder is None or backend.name != "numpy"):
+        raise SettingsError(
+            f"bank_store='file' needs the numpy backend and the folder of the run; got {backend.name!r} and "
+            f"folder={folder!r}"
+        )
 
 
 class _Trainer:
@@ -318,6 +339,8 @@ class _Trainer:
                 facts = {"step": run.step, "one row each": whole, "embedding": [mine.shape[1], mine.dtype]}
                 self.asked = team.agree("a step", facts, self.termination.given)
             z = team.joined(mine, n, n_views)
+            if not team.alone:
+                check.finite("z", z)  # all of them see it, though each works on rows of its own from here
         with self._clock("objective"):
             terms, run.state = self._objective(z, run.state, rows)
             loss = self._host(terms.loss)
@@ -398,7 +421,7 @@ class _Trainer:
             if settings.warmup == "batch":  # the batch is all the bank there is
                 xp = array_namespace(rows)
                 own = xp.arange(rows.shape[0], dtype=rows.dtype, device=device(rows))
-                return fresh_rows(objective, z, State(kernels.rows_at(state.bank, rows)), own)[0], state
+                return fresh_rows(objective, z, State(kernels.wide(kernels.rows_at(state.bank, rows))), own)[0], state
             return over_views(layout.dealt(objective, noise), z, state, rows)
 
         def moved(state: State, rows: Array, z: Array) -> State:
@@ -472,6 +495,7 @@ class _Trainer:
                 k=min(settings.knn_k, len(run.data) - (own is not None)),
                 temperature=settings.knn_temperature,
                 budget=settings.budget,
+                as_it_is=kernels.apart(bank),
             )
             predicted = self.layout.over_queries(classify, queries, own)
         return {"knn": float((self._host(predicted) == truth).mean())}
@@ -538,17 +562,35 @@ def _first_rows(
     settings: Settings,
     workers: Workers,
     chosen: np.ndarray,
+    drawn: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Rows of the bank before the first step (n, D): one pass of the encoder, or random unit rows."""
+    """Rows of the bank before the first step (n, D): one pass of the encoder, or random unit rows.
+
+    Where they are at hand, ``drawn`` are the random rows (n, D) of those chosen.
+    """
+
+    def at_random(dim: int) -> np.ndarray:
+        every = random_rows(len(data), dim, seed=settings.seed)[chosen] if drawn is None else drawn
+        return every.astype(settings.dtype)
+
     if settings.bank_start == "random":
-        one = backend.asarray(load(data, [0], view).astype(settings.dtype, copy=False))
-        every = random_rows(len(data), encoder.apply(one)[0].shape[1], seed=settings.seed)
-        rows: np.ndarray = every[chosen, :].astype(settings.dtype)
-        return rows
+        return at_random(_width(data, view, encoder, backend, settings) if drawn is None else drawn.shape[1])
     z = evaluate.embed(
         *(encoder, backend, data, view, settings.batch_size, settings.dtype), workers=workers, indices=chosen
     ).embeddings
     rows = np.asarray(unit(z.astype(settings.dtype, copy=False)))
-    lost = np.flatnonzero(~rows.any(axis=1))  # an embedding of zeros has no direction: any will do
-    rows[lost] = random_rows(len(data), rows.shape[1], seed=settings.seed)[chosen[lost]]
+    lost = ~rows.any(axis=1)  # an embedding of zeros has no direction: any will do
+    if lost.any():
+        rows[lost] = at_random(rows.shape[1])[lost]
     return rows
+
+
+def _width(data: Samples, view: View, encoder: Encoder, backend: Backend, settings: Settings) -> int:
+    one = backend.asarray(load(data, [0], view).astype(settings.dtype, copy=False))
+    return int(encoder.apply(one)[0].shape[1])
+
+
+def _fill(bank: np.ndarray, rows: Callable[[np.ndarray, np.ndarray], np.ndarray], settings: Settings) -> None:
+    """A bank in a file, before the first step: in parts, for memory may not hold it."""
+    for some, drawn in random_parts(*bank.shape, seed=settings.seed, size=PART * settings.batch_size):
+        bank[some] = rows(np.arange(some.start, some.stop), drawn)

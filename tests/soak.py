@@ -6,6 +6,8 @@ calls     SIGKILL before the n-th system call of a save with rotation, n = 1, 2,
 power     power loss at every operation of a save, and many ways in which the disk may be left
 mutants   checkpoints with one thing changed
 processes runs of 1 to 4 processes beside each other; and one of 2 or 4 that is killed, hangs or raises, in any phase
+steps     NaN and infinity in embeddings and gradients, at many steps, on every library
+stored    runs with the bank in half precision or in a file, stopped at every step
 """
 
 import argparse
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,6 +175,46 @@ def processes(options, folder):
     )
 
 
+def steps(options, folder):
+    """Every kind of run, every place, every value; the steps are drawn."""
+    import warnings
+
+    from runs import KINDS
+    from test_not_finite import PLACES
+    from test_not_finite import law_a_step_that_is_not_finite_never_was as law
+
+    warnings.filterwarnings("ignore", category=RuntimeWarning)
+    rng, count = np.random.default_rng(options.seed), 0
+    for name in options.backends:
+        for kind in KINDS.values():
+            for place in PLACES:
+                for value in (np.nan, np.inf, -np.inf):
+                    chosen = [3 * epoch + int(rng.integers(1, 4)) for epoch in range(kind.epochs)]
+                    law(name, place, value, replace(kind, on_not_finite="skip", health_every=0), chosen)
+                    count += len(chosen)
+    return f"{count} steps that were not finite: bank, weights and statistics as before each, and finite"
+
+
+def stored(options, folder):
+    """Stopped after each step in turn, and gone on with: to the bit."""
+    from runs import KINDS, go, outcome, stopped
+    from test_half_bank import STORED
+
+    count = 0
+    ways = [(name, {"bank_dtype": dtype}) for name, dtype in STORED if name in options.backends]
+    ways += [("numpy", {"bank_store": "file"}), ("numpy", {"bank_store": "file", "bank_dtype": "float16"})]
+    for name, way in ways:
+        for kind in KINDS.values():
+            settings = replace(kind, **way)
+            whole = outcome(go(name, settings=settings))
+            for after in range(1, 15, 1 if name == "numpy" else 4):
+                place = Path(folder) / str(count)
+                stopped(name, place, after, settings=settings)
+                assert outcome(go(name, place, settings=settings), place) == whole
+                count += 1
+    return f"{count} runs with the bank in half precision or in a file, stopped once each: all ended to the bit"
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="of those above; by default all")
@@ -184,7 +227,10 @@ def main():
     parser.add_argument("--disks", type=int, default=1000, help="for each operation")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    jobs = {"writers": writers, "calls": calls, "power": power, "mutants": mutants, "processes": processes}
+    jobs = {
+        "writers": writers, "calls": calls, "power": power, "mutants": mutants, "processes": processes, "steps": steps,
+        "stored": stored,
+    }  # fmt: skip
     for what in options.what or ["kills", *jobs]:
         for name in options.backends if what == "kills" else [""]:
             began = time.monotonic()

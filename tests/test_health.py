@@ -99,7 +99,7 @@ def test_agreement_is_one_for_equal_labels_and_nothing_above_chance_for_unrelate
     ("call", "error"),
     [
         (lambda: health.moments(np.zeros(3)), ShapeError),
-        (lambda: health.moments(np.zeros((3, 2), np.float16)), KindError),
+        (lambda: health.moments(np.zeros((3, 2), np.int32)), KindError),
         (lambda: health.close_sizes(np.zeros((2, 5), int), np.array([5])), RangeError),
         (lambda: health.close_sizes(np.zeros(5, int), np.array([1])), ShapeError),
         (lambda: health.close_sizes(np.zeros((2, 5), int), np.array([1]), combine="both"), RangeError),

@@ -111,6 +111,7 @@ def test_the_sdist_can_be_tested_and_read(built):
         if path.is_file()
     }
     top = {"pyproject.toml", "Makefile", "constraints.txt", "README.md", "LICENSE", "CHANGELOG.md", "CONTRIBUTING.md"}
+    top |= {"SECURITY.md"}
     assert expected | top <= names
     assert not [name for name in names if "__pycache__" in name]
 
@@ -162,6 +163,15 @@ def test_every_framework_is_there(framework):
         pytest.importorskip(framework)
     import_module(f"la_core.backends.{framework}")
     assert "backends" not in sys.modules, "the backends were imported under two names"
+
+
+def test_ci_holds_what_it_installs_to_hashes():
+    text = (ROOT / "constraints.txt").read_text(encoding="utf-8").partition("# Benchmarks")[0]
+    pins = {line for line in text.splitlines() if line and not line.startswith("#")}
+    lines = (ROOT / ".ci" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    locked = [line.partition(" --hash=sha256:") for line in lines if not line.startswith("#")]
+    assert {pin for pin, _, _ in locked} == {pin for pin in pins if not pin.startswith("torch==")}, "run .ci/lock.py"
+    assert all(len(digest) == 64 and set(digest) <= set("0123456789abcdef") for _, _, digest in locked)
 
 
 def test_make_and_ci_pin_what_they_install():

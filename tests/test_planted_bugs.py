@@ -105,7 +105,7 @@ BUGS = (
     Bug("mixing the wrong way round", bank.update, "(1.0 - mixing) * old + mixing * fresh", "mixing * old + 0.25 * fresh", mixed_mean),
     Bug("index off by one in the update", bank.update, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", mixed_mean),
     Bug("index off by one in the update", bank.update, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", untouched),
-    Bug("duplicates not averaged", bank.update, "_mean_of_equals(unit(xp.astype(z, bank.dtype)), indices)", "unit(xp.astype(z, bank.dtype))", on_cases(
+    Bug("duplicates not averaged", bank.update, "_mean_of_equals(unit(kernels.like(z, bank)), indices)", "unit(kernels.like(z, bank))", on_cases(
         lambda variant, case: test_bank.law_update_is_the_mixed_mean(variant, make_case(int(case.n_background), n=2, batch=5)))),
     Bug("index off by one between blocks", kernels.nearest.reference, "columns + rows.start", "columns + rows.start - int(rows.start > 0)", exact_search),
     Bug("last block forgotten", kernels.nearest.reference, "blocks(bank.shape[0], ", "blocks(max(k, bank.shape[0] - 1), ", exact_search),
@@ -123,7 +123,7 @@ BUGS = (
     Bug("assigned by the dot product alone", torch_kernels.assign.__wrapped__, "-0.5 * torch", "-0.0 * torch", nearest_centroid, (TORCH,)),
     Bug("every row counts as its tile's mean", tiles.near, "xp.sqrt(apart + off)", "0.0", on_seeds(test_tiles.law_sure_rows_are_right)),
     Bug("unsure rows are believed", tiles.assign, "if unsure:", "if False:", tiled),
-    Bug("rows asked again in the wrong order", tiles.assign, "xp.take(rows, again)", "xp.take(rows, xp.flip(again))", tiled),
+    Bug("rows asked again in the wrong order", tiles.assign, "xp.take(rows, part)", "xp.take(rows, xp.flip(part))", tiled),
 )  # fmt: skip
 
 

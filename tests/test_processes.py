@@ -5,15 +5,18 @@ import re
 import signal
 import sys
 import time
+import warnings
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import teams
 from planting import mutated
 from runs import KINDS, SIZES, Stop
-from teams import TIMEOUT, Warm, facts, go, same, team
+from teams import TIMEOUT, Warm, facts, go, perceptron, same, team
+from test_not_finite import Faulty
 from torch import nn
 
 from la_core import Callback, clusters, comm, evaluate, kernels, shards
@@ -27,7 +30,8 @@ from la_core.mlp import MLP
 from la_core.run import AGGREGATION
 
 train = sys.modules["la_core.train"]  # the package's name for it is that of the function
-TOLERANCE = {"float32": 2e-6, "float64": 1e-12}
+TOLERANCE = {"float32": 2e-6, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
+"""By the dtype of what is compared: in half precision that of the bank."""
 SHORT = {"epochs": 3, "warmup_epochs": 1}
 FLOAT32 = replace(KINDS["plain"], **SHORT)
 FLOAT64 = replace(KINDS["plain"], epochs=4, warmup_epochs=1, dtype="float64")
@@ -37,11 +41,14 @@ CASES = {
         ("lists", "float64", "replicated", [2], 20),
         ("two views", "float64", "replicated", [3], 20),
         ("plain", "float64", "replicated", [4], 5),  # the last batches leave a process without a row
+        ("plain", "bfloat16", "replicated", [2], 20),
     ],
     "sharded": [
         ("plain", "float32", "sharded", [2, 3, 4], 20),
         ("nce", "float64", "sharded", [3], 20),
         ("two views", "float64", "sharded", [3], 20),
+        ("plain", "float16", "sharded", [2], 20),
+        ("plain", "bfloat16", "sharded", [3], 20),
     ],
 }
 
@@ -62,7 +69,8 @@ def of(ends):
 def law_any_number_of_processes_makes_the_same_run(cases, short=True):
     kinds = KINDS | {"nce": replace(KINDS["lists"], search="exact")}
     for kind, dtype, layout, sizes, batch in cases:
-        settings = replace(kinds[kind], dtype=dtype, batch_size=batch, **(SHORT if short else {}))
+        dtypes = {"bank_dtype": dtype} if dtype.endswith("float16") else {"dtype": dtype}
+        settings = replace(kinds[kind], **dtypes, batch_size=batch, **(SHORT if short else {}))
 
         def work(rank, tell, settings=settings, layout=layout):
             tell(facts(*go(settings, bank_layout=layout)))
@@ -94,7 +102,7 @@ PLANTED = [
     ("sharded", shards.softmax_mean, "xp.exp(lse - total)[:, None] * mean", "mean / bank.comm.size"),
     ("sharded", shards.weighted_rows, "xp.where(mine, weights, xp.zeros_like(weights))", "weights"),
     ("sharded", shards.put_rows, "xp.take(rows, chosen, axis=0)", "rows[:count, :]"),
-    ("sharded", kernels.segment_mean, "all_sum(segment_sum(x, segments, n))", "segment_sum(x, segments, n)"),
+    ("sharded", kernels.segment_mean, "all_sum(total)", "total"),
 ]
 
 
@@ -152,6 +160,35 @@ def law_batch_norm_keeps_one_set_of_statistics():
 
 def test_batch_norm_keeps_one_set_of_statistics(warm):
     assert any(warm("law_batch_norm_keeps_one_set_of_statistics"))
+
+
+def law_a_step_that_is_not_finite_is_skipped_by_all(place, layout):
+    """One process goes wrong at steps 4 and 6: all skip these, and stay together."""
+    skip = replace(FLOAT64, on_not_finite="skip")
+    whole = go(skip)[0]
+
+    def work(rank, tell):
+        bad = (4, 6) if rank == 1 else ()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            run, losses = go(skip, make=lambda *args: Faulty(perceptron(*args), place, bad), bank_layout=layout)
+        tell(facts(run, losses) | {"said": sum("the step is skipped" in str(one.message) for one in caught)})
+
+    told = of(team(3, work))
+    for one in told:
+        assert one["said"] == 2
+        assert len(one["losses"]) == whole.step - 2
+        assert sum(record["skipped"] for record in one["history"]) == 2
+        for name in ("losses", "labels", "history", "weights"):
+            assert one[name] == told[0][name], name
+    assert np.isfinite(told[0]["bank"]).all()
+
+
+@pytest.mark.parametrize(
+    ("place", "layout"), [("embeddings", "replicated"), ("row", "sharded"), ("gradients", "replicated")]
+)
+def test_a_step_that_is_not_finite_is_skipped_by_all(warm, place, layout):
+    warm("law_a_step_that_is_not_finite_is_skipped_by_all", place, layout)
 
 
 # Checkpoints --------------------------------------------------------------------------------------------------------

@@ -299,8 +299,9 @@ def test_every_setting_is_either_fixed_or_free():
 
 
 OTHER = {
-    "seed": 1, "dtype": "float64", "warmup_epochs": 1, "batch_size": 16, "warmup_batch_size": 16, "optimizer": "adam",
-    "views": 2, "bank_start": "random", "n_clusterings": 3, "search": "lists",
+    "seed": 1, "dtype": "float64", "bank_dtype": "float16", "warmup_epochs": 1, "batch_size": 16,
+    "warmup_batch_size": 16, "optimizer": "adam", "views": 2, "bank_start": "random", "n_clusterings": 3,
+    "search": "lists",
 }  # fmt: skip
 
 
@@ -491,7 +492,7 @@ def test_torch_goes_on_in_jax_and_says_what_starts_afresh(tmp_path):
 # It can fail --------------------------------------------------------------------------------------------------------
 
 BUGS = {
-    "bank left out": (Layout.told, "backend.asarray(bank)", "backend.asarray(np.roll(bank, 1, 0))"),
+    "bank left out": (Layout.told, "self._stored(bank)", "self._stored(np.roll(bank, 1, 0))"),
     "generator left out": (resume.restore, 'facts["step"]', "0"),
     "sampler left out": (resume.restore, "memory.number = found.place.number", "memory.number = 0"),
     "labels left out": (resume.restore, 'labels = state.get("labels")', "labels = None"),

@@ -130,7 +130,7 @@ def _merged(z: Array, bank: Array, k: int, budget: int) -> Pair:
 def _nearest(z: Array, bank: Array, k: int, budget: int) -> Pair:
     n, merged = bank.shape[0], partial(_merged, k=k, budget=budget)
     branches: dict[str, Callable[..., Any]] = {"cpu": partial(scanned, k=k, budget=budget)} if pays(n, k) else {}
-    if n >= gpu.SHARE * k:
+    if n >= gpu.SHARE * k and bank.dtype == z.dtype:
 
         def fused(z: Array, bank: Array) -> Any:
             return _pallas.nearest(z, bank, k, lambda queries: merged(queries, bank), budget)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from la_core import check, objectives
+from la_core import check, kernels, objectives
 from la_core.bank import State
 
 
@@ -29,7 +29,7 @@ def local_aggregation_loss(
     After the gradient, ``la_core.update`` moves the bank; it may be jitted with the step.
     """
     _door(z, bank, indices)
-    z = z.astype(bank.dtype)  # half precision is left before the cotangent
+    z = kernels.like(z, bank)  # half precision is left before the cotangent
     loss: Array = _aggregation(z, bank, labels, indices, n_background, temperature, combine)
     return loss
 
@@ -42,7 +42,7 @@ def instance_discrimination_loss(
     Arguments and errors are those of :func:`la_core.instance_discrimination`; see :func:`local_aggregation_loss`.
     """
     _door(z, bank, indices)
-    loss: Array = _discrimination(z.astype(bank.dtype), bank, indices, noise, temperature, log_z)
+    loss: Array = _discrimination(kernels.like(z, bank), bank, indices, noise, temperature, log_z)
     return loss
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from la_core import check, objectives
+from la_core import check, kernels, objectives
 from la_core.backends.torch.kernels import apply
 from la_core.bank import State, random_rows, update
 from la_core.clusters import TOLERANCE, Clustering, cluster
@@ -160,7 +160,7 @@ class _Criterion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, indices: Tensor, criterion: LocalAggregation) -> Tensor:
         # Half precision is left before the cotangent, so that a loss scaler's factor meets it in full.
-        terms = criterion._terms(z.to(criterion.bank.dtype), indices)
+        terms = criterion._terms(kernels.like(z, criterion.bank), indices)
         criterion.n_close = terms.n_close
         ctx.dtype = z.dtype
         ctx.save_for_backward(terms.cotangent)

@@ -114,7 +114,9 @@ def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
     """One fused gather and sum: (B, k, D) is never built."""
     differentiated = torch.is_grad_enabled() and (weights.requires_grad or bank.requires_grad)
     total: Tensor
-    if _fused(bank, *weights.shape, bank.shape[1]) and not differentiated:
+    if bank.dtype is not weights.dtype:
+        total = kernels.weighted_rows.reference(weights, bank, indices)
+    elif _fused(bank, *weights.shape, bank.shape[1]) and not differentiated:
         total = _triton.weighted_rows(weights, bank, indices)
     else:
         total = functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
@@ -128,7 +130,7 @@ def apply(function: Any, *args: Any) -> Any:
 
 def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tensor]:
     """The reference; on the CPU a scan with a threshold, of a large bank."""
-    if _fused(z, z.shape[0], bank.shape[0]) and bank.shape[0] >= gpu.SHARE * k:
+    if _fused(z, z.shape[0], bank.shape[0]) and bank.dtype is z.dtype and bank.shape[0] >= gpu.SHARE * k:
         scores, indices = _triton.nearest(
             z, bank, k, lambda queries: kernels.nearest.reference(queries, bank, k, budget), budget
         )
@@ -142,11 +144,20 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
 
     with _threads() as (threads, each):
         found = scan.scan(
-            lambda queries, rows, out: torch.mm(z[queries], bank[rows].T, out=torch.from_numpy(out)),
+            lambda queries, rows, out: _product(z[queries], bank[rows], torch.from_numpy(out)),
             reference,
             *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget, threads, each),
         )
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
+
+
+def _product(z: Tensor, rows: Tensor, out: Tensor) -> None:
+    """``z @ rows.T``, some rows at a time where they must be widened first."""
+    if rows.dtype is z.dtype:
+        torch.mm(z, rows.T, out=out)
+        return
+    for some in kernels.blocks(rows.shape[0], 4096):
+        out[:, some] = z @ rows[some].T.to(z.dtype)
 
 
 @contextmanager

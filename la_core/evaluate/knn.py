@@ -23,6 +23,7 @@ def knn(
     temperature: float = 0.07,
     own: Array | None = None,
     budget: int = BUDGET,
+    as_it_is: bool = False,
 ) -> Array:
     """Classify queries by their k nearest labelled embeddings, each voting with weight exp(cosine / temperature).
 
@@ -44,6 +45,9 @@ def knn(
         (Q,) row of ``embeddings`` that is the query itself and must not vote, for leave-one-out.
     budget
         Bytes of temporary memory beside the unit-length copy of either side; queries are taken in blocks.
+    as_it_is
+        The embeddings are a bank, in any dtype that it may be stored in: its rows are of unit length, and no copy is
+        made of them.
 
     Returns
     -------
@@ -54,7 +58,7 @@ def knn(
     ------
     ShapeError, KindError, RangeError, NotFiniteError
     """
-    xp, bank, lines = labelled("knn", embeddings, labels, queries, own)
+    xp, bank, lines = labelled("knn", embeddings, labels, queries, own, as_it_is)
     k = checked_k("k", k, embeddings, own)
     temperature = check.number("temperature", temperature, 0.0, open_low=True)
     check.count("budget", budget)

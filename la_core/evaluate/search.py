@@ -45,24 +45,35 @@ def classes(name: str, x: Array, n: int, of: str) -> None:
 
 
 def labelled(
-    what: str, embeddings: Array, labels: Array, asked: Array, own: Array | None, **truth: Array
+    what: str,
+    embeddings: Array,
+    labels: Array,
+    asked: Array,
+    own: Array | None,
+    as_it_is: bool = False,
+    **truth: Array,
 ) -> tuple[Any, Array, Array]:
     """Check both sides of a classification. Returns their namespace and both as unit rows of one dtype.
 
-    ``truth`` is the class of each query under the name that the user knows it by.
+    ``truth`` is the class of each query under the name that the user knows it by. With ``as_it_is`` the embeddings are
+    a bank, whose rows are of unit length, and are not copied.
     """
     extra = truth if own is None else {"own": own, **truth}
     xp = check.together(embeddings=embeddings, labels=labels, queries=asked, **extra)
     check.concrete(what, embeddings=embeddings, labels=labels, queries=asked, **extra)
-    rows("embeddings", embeddings)
+    if as_it_is:
+        check.bank(embeddings)
+        check.finite("embeddings", embeddings)
+    else:
+        rows("embeddings", embeddings)
     queries(asked, embeddings)
     classes("labels", labels, embeddings.shape[0], "embedding")
     for name, x in truth.items():
         classes(name, x, asked.shape[0], "query")
     if own is not None:
         check.indices("own", own, (asked.shape[0],), embeddings.shape[0])
-    bank = shards.each(unit, embeddings)
-    return xp, bank, unit(xp.astype(asked, bank.dtype, copy=False))
+    bank = embeddings if as_it_is else shards.each(unit, embeddings)
+    return xp, bank, unit(kernels.like(asked, bank))
 
 
 def search(
