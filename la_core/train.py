@@ -490,14 +490,13 @@ class _Trainer:
                 queries, truth, own = bank, run.data.classes, asarray(np.arange(len(run.data)))
             classify = partial(
                 evaluate.knn,
-                bank,
-                asarray(run.data.classes),
+                labels=asarray(run.data.classes),
                 k=min(settings.knn_k, len(run.data) - (own is not None)),
                 temperature=settings.knn_temperature,
                 budget=settings.budget,
                 as_it_is=kernels.apart(bank),
             )
-            predicted = self.layout.over_queries(classify, queries, own)
+            predicted = self.layout.over_queries(classify, bank, queries, own)
         return {"knn": float((self._host(predicted) == truth).mean())}
 
     def _keep(self) -> None:
@@ -529,7 +528,8 @@ class _Trainer:
 
     def _save(self) -> None:
         run, bank = self.run, None
-        if not self.layout.sharded or run.status in ("finished", "terminated"):  # else the others may be gone
+        if self.team.alone or not self.layout.sharded or run.status in ("finished", "terminated"):
+            # ... else the others may be gone
             bank = shards.whole(run.state.bank, self._host)
         if self.folder is None:
             return

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
+from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from la_core.backends.jax.exchange import load_torch_weights, torch_weights
 from la_core.errors import BackendError, KindError, NotFiniteError, ShapeError
@@ -71,7 +72,8 @@ class JaxEncoder:
         With its learning rate in its state: ``optax.inject_hyperparams(optax.sgd)(learning_rate=0.03)``, or
         :func:`make_optimizer`. Without one, the encoder can be applied and not trained.
     device
-        That of the backend.
+        That of the backend. Of several devices each has the weights, and works on its part of every batch; batch norm
+        is over the whole batch all the same, and dropout as one device draws it.
     """
 
     def __init__(
@@ -92,7 +94,10 @@ class JaxEncoder:
         self._gradients: Tree = None
         self._finite: Array | None = None
         self._before: Tree = self.state
-        self._forward, self._embed, self._back = _forward(apply), _embed(apply), jax.jit(_back)
+        placed: dict[str, Any] = {}
+        if isinstance(device, NamedSharding):
+            apply, placed = _divided(apply, device), {"out_shardings": device}
+        self._forward, self._embed, self._back = _forward(apply), _embed(apply), jax.jit(_back, **placed)
         if optimizer is not None:
             self.moments = jax.device_put(optimizer.init(self.parameters), device)
             rates = optax.tree_utils.tree_get_all_with_path(self.moments, "learning_rate")
@@ -101,7 +106,7 @@ class JaxEncoder:
                     "the optimizer must keep its learning rate in its state, so that each step can set it: "
                     "optax.inject_hyperparams(optax.sgd)(learning_rate=0.03)"
                 )
-            self._move = _move(optimizer)
+            self._move = _move(optimizer, placed)
 
     def apply(self, batch: Array) -> tuple[Array, Array]:
         """Embeddings and features, in evaluation mode."""
@@ -289,6 +294,21 @@ def _watched(module: nnx.Module, argument: str, names: tuple[str, ...]) -> Itera
         raise KindError(f"these parts took no part in the embedding: {sorted(set(names) - set(kept))}")
 
 
+def _divided(apply: Apply, device: NamedSharding) -> Apply:
+    """Each device works on its part of the batch, and all have what comes out."""
+    spec: Any = PartitionSpec
+    constrained: Any = lax.with_sharding_constraint
+    rows = NamedSharding(device.mesh, spec(device.mesh.axis_names))
+
+    def divided(parameters: Tree, state: Tree, batch: Array, training: bool) -> tuple[Array, Array, Tree]:
+        z, features, moved = apply(parameters, state, constrained(batch, rows), training)
+        z = constrained(z, rows)  # and so its cotangent
+        z, features, moved = constrained((z, features, moved), device)
+        return z, features, moved
+
+    return divided
+
+
 def _forward(apply: Apply) -> Any:
     def forward(parameters: Tree, state: Tree, batch: Array) -> tuple[Array, Any, Tree]:
         def embed(parameters: Tree) -> tuple[Array, Tree]:
@@ -314,14 +334,14 @@ def _embed(apply: Apply) -> Any:
     return jax.jit(embed)
 
 
-def _move(optimizer: optax.GradientTransformation) -> Any:
+def _move(optimizer: optax.GradientTransformation, placed: Mapping[str, Any]) -> Any:
     def move(parameters: Tree, moments: Tree, gradients: Tree, learning_rate: Array) -> tuple[Tree, Tree]:
         dtype = optax.tree_utils.tree_get_all_with_path(moments, "learning_rate")[0][1].dtype
         moments = optax.tree_utils.tree_set(moments, learning_rate=learning_rate.astype(dtype))
         updates, moments = optimizer.update(gradients, moments, parameters)
         return optax.apply_updates(parameters, updates), moments
 
-    return jax.jit(move, donate_argnums=(0, 1))
+    return jax.jit(move, donate_argnums=(0, 1), **placed)
 
 
 def _embedding(z: Array) -> Array:
