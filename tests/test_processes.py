@@ -27,6 +27,7 @@ from la_core.comm import Team
 from la_core.errors import DistributedError, LaCoreError, SettingsError
 from la_core.layout import Layout
 from la_core.mlp import MLP
+from la_core.planner import traffic
 from la_core.run import AGGREGATION
 
 train = sys.modules["la_core.train"]  # the package's name for it is that of the function
@@ -506,13 +507,6 @@ def test_a_process_holds_its_part_and_gives_what_the_model_says(warm, layout, si
         assert held == rows * dim * 4
         assert steps
         for calls, given, batch, _ in steps:
-            each = -(-batch // size)
-            model = 8 + each * dim * 4 + weights * 4  # facts, embeddings, gradients
-            if layout == "replicated":
-                model += each * (1 + dim + 1) * 4  # loss, cotangent, number of close neighbours
-                assert calls == 3 + len(SIZES[1:]) * 2
-            else:
-                model += batch * min(k, -(-n // size)) * (4 + 8)  # candidates and their rows
-                model += 2 * batch * dim * 4  # weighted rows; old rows of the bank
-                assert calls == 2 + len(SIZES[1:]) * 2 + 4
-            assert given == model
+            replicated = layout == "replicated"  # the terms of the loss; or candidates, weighted rows, old rows
+            assert calls == 2 + len(SIZES[1:]) * 2 + (1 if replicated else 4)
+            assert given == sum(traffic(layout, size, n=n, dim=dim, batch=batch, k=k, weights=weights))
