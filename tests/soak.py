@@ -170,7 +170,8 @@ def stored(options, folder):
     for name, way in ways:
         for kind in KINDS.values():
             settings = replace(kind, **way)
-            whole = outcome(go(name, settings=settings))
+            place = Path(folder) / f"whole-{count}"
+            whole = outcome(go(name, place, settings=settings), place)
             for after in range(1, 15, 1 if name == "numpy" else 4):
                 place = Path(folder) / str(count)
                 stopped(name, place, after, settings=settings)
