@@ -139,6 +139,23 @@ def plan(
     return Outlook(n, dim, dry.settings, rates, shares)
 
 
+def traffic(
+    layout: str, size: int, *, n: int, dim: int, batch: int, k: int, weights: int = 0, word: int = 4
+) -> tuple[int, int]:
+    """Bytes that each of ``size`` processes gives to collectives in a step of Local Aggregation: gathered, summed.
+
+    Counted for a step of ``batch`` embeddings in one view, in float32, with an encoder of ``weights`` numbers and
+    ``word`` bytes for each number of the bank (N, D). A device takes in ``size - 1`` times what it gives to be
+    gathered, and by a ring ``2 (size - 1) / size`` times what it gives to be summed.
+    """
+    each = -(-batch // size)
+    gathered, summed = 8 + 4 * each * dim, 4 * weights  # facts, embeddings; gradients
+    if layout == "replicated":
+        return gathered + 4 * each * (dim + 2), summed  # loss, cotangent, number of close neighbours
+    # Candidates with their rows; rows of the background, weighted; old rows of the batch.
+    return gathered + 12 * batch * min(k, -(-n // size)), summed + (4 + word) * batch * dim
+
+
 def _share(s: Settings, n: int, dim: int, cost: Cost | None, devices: int, rates: Rates) -> Share:
     dry = dry_run(s, n, cost or Cost(0, 0, 0, dim))
     assert s.n_background is not None  # resolved, as below
@@ -170,9 +187,10 @@ def _share(s: Settings, n: int, dim: int, cost: Cost | None, devices: int, rates
         each = given["activations"]
         memory += [given["weights, gradients"], given["optimizer"]]
         memory.append(Line("activations", each.amount / devices, f"{each.how}, over {devices}"))
-    linked = {
-        # what a device receives: all embeddings, then the candidates of its own queries from every other device
-        "step": (devices - 1) / devices * batch * (dim * 4 + 8) + (devices - 1) / devices * batch * k * 12,
+    numbers = 0 if cost is None else cost.parameters
+    gathered, summed = traffic("sharded", devices, n=n, dim=dim, batch=batch, k=k, weights=numbers, word=word)
+    linked = {  # what a device takes in
+        "step": (devices - 1) * (gathered + 2 * summed / devices),
         "clustering": 2 * (devices - 1) / devices * sum(sizes) * (dim + 1) * 4 * (s.n_iter + 1),
     }
 

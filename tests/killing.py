@@ -28,10 +28,11 @@ def apart(law, *arguments, timeout=600):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def killed(work, after):
+def killed(work, after, begun=False):
     """``work(tell)`` in a forked process, killed by SIGKILL after so many seconds unless it ends before.
 
-    Returns its exit status, negative for a signal, and what it told: plain things, each arrived as a whole.
+    With ``begun`` they count from when it first tells something. Returns its exit status, negative for a signal, and
+    what it told: plain things, each arrived as a whole.
     """
     reading, writing = os.pipe()
     child = os.fork()
@@ -46,11 +47,13 @@ def killed(work, after):
         finally:
             os._exit(status)
     os.close(writing)
-    content, deadline = b"", time.monotonic() + after
+    content, deadline = b"", time.monotonic() + (300 if begun else after)
     with os.fdopen(reading, "rb", buffering=0) as stream:
         while (left := deadline - time.monotonic()) > 0 and select.select([stream], [], [], left)[0]:
             if not (chunk := stream.read(65536)):
                 break
+            if begun and not content:
+                deadline = time.monotonic() + after
             content += chunk
         else:
             os.kill(child, signal.SIGKILL)

@@ -12,7 +12,6 @@ stored    runs with the bank in half precision or in a file, stopped at every st
 """
 
 import argparse
-import json
 import shutil
 import subprocess
 import sys
@@ -42,47 +41,12 @@ print("saved", flush=True)
 
 
 def kills(options, folder, name):
-    """Runs on one backend. JAX does not survive a fork: there each attempt starts a process, and takes seconds."""
-    if name == "jax":
-        count, killed = apart("soak:jax_kills", folder, options.jax_runs, options.seed, timeout=36_000)
-        return f"{killed} kills over {count} runs on jax, each process started anew: all ended to the bit"
+    """Runs on one backend."""
     count, killed = apart(
         *("test_resume:law_killed_runs_end_as_the_whole_one", folder, name, options.runs, options.seed, options.least),
         timeout=36_000,
     )
     return f"{killed} kills over {count} runs on {name}: all ended to the bit"
-
-
-JAX = """
-import sys
-sys.path.insert(0, sys.argv[1])
-import json, jax, runs
-jax.config.update("jax_compilation_cache_dir", sys.argv[2])
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-place = None if sys.argv[3] == "-" else sys.argv[3]
-print(json.dumps(runs.outcome(runs.go("jax", place, settings=runs.KINDS[sys.argv[4]]), place)))
-"""
-
-
-def jax_kills(folder, count, seed):
-    """How many runs, and how many kills."""
-    rng, killed = np.random.default_rng(seed), 0
-    for number in range(count):
-        kind = ("plain", "lists", "two views")[number % 3]
-        place = Path(folder) / f"jax-{number}"
-        command = [sys.executable, "-c", JAX, str(TESTS), str(Path(folder) / "cache")]
-        began = time.monotonic()
-        whole = subprocess.run([*command, "-", kind], capture_output=True, check=True).stdout.splitlines()[-1]
-        long = time.monotonic() - began
-        while True:
-            try:
-                limit = rng.uniform(0.3 * long, 1.3 * long)
-                done = subprocess.run([*command, str(place), kind], capture_output=True, timeout=limit, check=True)
-                break
-            except subprocess.TimeoutExpired:  # which kills it
-                killed += 1
-        assert json.loads(done.stdout.splitlines()[-1]) == json.loads(whole)
-    return count, killed
 
 
 def writers(options, folder):
@@ -221,7 +185,8 @@ def stored(options, folder):
     for name, way in ways:
         for kind in KINDS.values():
             settings = replace(kind, **way)
-            whole = outcome(go(name, settings=settings))
+            place = Path(folder) / f"whole-{count}"
+            whole = outcome(go(name, place, settings=settings), place)
             for after in range(1, 15, 1 if name == "numpy" else 4):
                 place = Path(folder) / str(count)
                 stopped(name, place, after, settings=settings)
@@ -234,9 +199,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", help="of those above; by default all")
     parser.add_argument("--backends", nargs="+", default=["numpy", "torch", "jax"])
-    parser.add_argument("--runs", type=int, default=20, help="on NumPy and torch, each")
+    parser.add_argument("--runs", type=int, default=20, help="on each backend")
     parser.add_argument("--least", type=int, default=10, help="kills of each of them, at least")
-    parser.add_argument("--jax-runs", type=int, default=20)
     parser.add_argument("--kills", type=int, default=200, help="of a writer")
     parser.add_argument("--mutants", type=int, default=20_000)
     parser.add_argument("--disks", type=int, default=1000, help="for each operation")

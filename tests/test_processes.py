@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import sys
 import time
 import warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import teams
+import torch
 from planting import mutated
 from runs import KINDS, SIZES, Stop
 from teams import TIMEOUT, Warm, facts, go, perceptron, same, team
@@ -22,11 +24,13 @@ from torch import nn
 from la_core import Callback, clusters, comm, evaluate, kernels, shards
 from la_core.backends.torch import TorchEncoder, make_optimizer
 from la_core.backends.torch.comm import TorchComm
+from la_core.backends.torch.comm import comm as torch_comm
 from la_core.checkpoint import Checkpoints
 from la_core.comm import Team
-from la_core.errors import DistributedError, LaCoreError, SettingsError
+from la_core.errors import CheckpointError, DistributedError, LaCoreError, SettingsError
 from la_core.layout import Layout
 from la_core.mlp import MLP
+from la_core.planner import traffic
 from la_core.run import AGGREGATION
 
 train = sys.modules["la_core.train"]  # the package's name for it is that of the function
@@ -366,6 +370,46 @@ def test_the_law_of_failing_processes_can_fail(warm, tmp_path):
         warm("law_a_late_error_is_caught", tmp_path / "b")
 
 
+def law_a_save_that_fails_is_an_error_on_all(folder, layout):
+    """The first process cannot write its third checkpoint; the one before it goes on."""
+    options = {"bank_layout": layout, "folder": folder, "resume": "auto", "checkpoint_every": 2}
+    calls, save = [], Checkpoints.save
+
+    def failing(self, found):
+        calls.append(None)
+        if len(calls) == 3:
+            raise CheckpointError("the disk is full")
+        return save(self, found)
+
+    def work(rank, tell, fails=True):
+        if fails:
+            Checkpoints.save = failing
+        try:
+            tell(facts(*go(FLOAT64, **options, checkpoint_unit="steps")))
+        except LaCoreError as error:
+            tell([type(error).__name__, len(calls)])
+
+    assert of(team(3, work, TIMEOUT)) == [["CheckpointError", 3], ["DistributedError", 0], ["DistributedError", 0]]
+    assert Checkpoints(Path(folder) / "checkpoints").latest().facts["step"] == 2
+    (whole,) = of(team(1, lambda rank, tell: tell(facts(*go(FLOAT64)))))
+    again = of(team(3, lambda rank, tell: work(rank, tell, False)))[0]
+    same(again, whole | {"losses": whole["losses"][-len(again["losses"]) :]}, 1e-12)
+
+
+@pytest.mark.parametrize("layout", ["replicated", "sharded"])
+def test_a_save_that_fails_is_an_error_on_all(warm, tmp_path, layout):
+    warm("law_a_save_that_fails_is_an_error_on_all", tmp_path, layout)
+
+
+def test_a_port_that_is_taken_is_said(monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        for name, value in {"TORCHELASTIC_RUN_ID": "run", "RANK": "0", "WORLD_SIZE": "2", **where}.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(DistributedError, match=r"torch\.distributed cannot begin: .*port"):
+            torch_comm(torch.device("cpu"))
+
+
 WRONG = {
     "settings": (lambda: {"settings": replace(FLOAT64, temperature=0.1)}, r"temperature 0\.07.*temperature 0\.1"),
     "data": (lambda: {"n": 46}, " data "),
@@ -506,13 +550,6 @@ def test_a_process_holds_its_part_and_gives_what_the_model_says(warm, layout, si
         assert held == rows * dim * 4
         assert steps
         for calls, given, batch, _ in steps:
-            each = -(-batch // size)
-            model = 8 + each * dim * 4 + weights * 4  # facts, embeddings, gradients
-            if layout == "replicated":
-                model += each * (1 + dim + 1) * 4  # loss, cotangent, number of close neighbours
-                assert calls == 3 + len(SIZES[1:]) * 2
-            else:
-                model += batch * min(k, -(-n // size)) * (4 + 8)  # candidates and their rows
-                model += 2 * batch * dim * 4  # weighted rows; old rows of the bank
-                assert calls == 2 + len(SIZES[1:]) * 2 + 4
-            assert given == model
+            replicated = layout == "replicated"  # the terms of the loss; or candidates, weighted rows, old rows
+            assert calls == 2 + len(SIZES[1:]) * 2 + (1 if replicated else 4)
+            assert given == sum(traffic(layout, size, n=n, dim=dim, batch=batch, k=k, weights=weights))

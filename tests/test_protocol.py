@@ -30,6 +30,18 @@ def test_import_loads_no_framework():
     assert loaded == "[]"
 
 
+def test_importing_it_asks_for_nothing():
+    seen = python(
+        "import sys\n"
+        "events = []\n"
+        "sys.addaudithook(lambda event, _: events.append(event))\n"
+        "import la_core\n"
+        "wrong = ('socket.', 'subprocess.', 'os.system', 'os.fork', 'os.exec', 'os.posix_spawn', 'urllib.')\n"
+        "print([event for event in events if event.startswith(wrong)], 'import' in events)"
+    )
+    assert seen == "[] True"
+
+
 def test_numpy_arrays_load_no_framework():
     loaded = python(
         "import sys, numpy, la_core\n"
