@@ -207,8 +207,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     jobs = {
-        "writers": writers, "calls": calls, "power": power, "mutants": mutants, "processes": processes, "devices": devices,
-        "steps": steps,         "stored": stored,
+        "writers": writers, "calls": calls, "power": power, "mutants": mutants, "processes": processes,
+        "devices": devices, "steps": steps, "stored": stored,
     }  # fmt: skip
     for what in options.what or ["kills", *jobs]:
         for name in options.backends if what == "kills" else [""]:
