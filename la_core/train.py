@@ -73,6 +73,7 @@ def train(
 
     Several processes make one run together where the backend has them (PyTorch, under torchrun): each calls this with
     the same arguments, learns from its part of every batch, and has the same state as the others after every step.
+    Several devices of one process do where the backend has been made with them (``backend("jax", devices=8)``).
 
     Parameters
     ----------
@@ -110,8 +111,8 @@ def train(
         A checkpoint in ``folder`` each so many ``"epochs"`` or ``"steps"``, and at the end; 0 for none. The two newest
         stay.
     bank_layout
-        Of several processes, ``"replicated"``: each has the whole bank; ``"sharded"``: each holds its part of the
-        rows (:class:`la_core.shards.Shard`). The run is the same.
+        Of several processes or devices, ``"replicated"``: each has the whole bank; ``"sharded"``: each holds its part
+        of the rows (:class:`la_core.shards.Dealt`). The run is the same.
 
     Returns
     -------
