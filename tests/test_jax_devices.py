@@ -400,12 +400,16 @@ def law_the_encoder_is_divided(batch, size):
     backend = la_core.backend("jax", devices=size)
     made = encoder(backend, FLOAT32)
     views = backend.asarray(np.zeros((batch, SIZES[0]), np.float32))
-    text = made._forward.lower(made.parameters, made.state, views).compile().as_text()
-    rows = {int(line.split("f32[")[1].split(",")[0]) for line in text.splitlines() if " dot(" in line}
+    forward = made._forward.lower(made.parameters, made.state, views).compile().as_text()
+    rows = {int(line.split("f32[")[1].split(",")[0]) for line in forward.splitlines() if " dot(" in line}
     assert rows == {-(-batch // size)}, "a device embeds more than its part"
+    z, through, _ = made._forward(made.parameters, made.state, views)
+    backward = made._back.lower(through, z).compile().as_text()
+    gathered = [text.count(" all-gather(") for text in (forward, backward)]
+    assert gathered == [1, 0], "more than the embeddings is gathered"
 
 
-@pytest.mark.parametrize("batch", [16, 19])
+@pytest.mark.parametrize("batch", [24, 19])
 def test_the_encoder_is_divided(warm, batch):
     warm("law_the_encoder_is_divided", batch, 8)
 
