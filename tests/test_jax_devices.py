@@ -34,13 +34,17 @@ from la_core.backends.jax.devices import Devices, Part
 DEVICES, N, DIM = 8, 47, SIZES[-1]
 TOLERANCE = {"float32": 2e-6, "float64": 1e-12, "float16": 2e-3, "bfloat16": 2e-2}
 """By the dtype of what is compared: in half precision that of the bank."""
-KINDS = {name: replace(kind, epochs=3, warmup_epochs=1) for name, kind in KINDS.items()}
-KINDS |= {"nce": replace(KINDS["lists"], search="exact")}
 BARE = {"knn_every": 0, "health_every": 0}
-KINDS |= {name: replace(kind, epochs=4, batch_size=N, **BARE) for name, kind in KINDS.items() if name != "plain"}
-"""All but the first have one step an epoch, which is fewer shapes to compile."""
-FLOAT32 = replace(KINDS["plain"], **BARE)
-FLOAT64 = replace(KINDS["two views"], dtype="float64")
+QUICK = {"epochs": 4, "warmup_epochs": 1, "batch_size": N, **BARE}
+"""One step an epoch: half of the shapes to compile."""
+RUNS = {
+    "plain": replace(KINDS["plain"], epochs=3, warmup_epochs=1),
+    "two views": replace(KINDS["two views"], **QUICK),
+    "lists": replace(KINDS["lists"], **QUICK),
+    "nce": replace(KINDS["lists"], search="exact", **QUICK),
+}
+FLOAT32 = replace(RUNS["plain"], **BARE)
+FLOAT64 = replace(RUNS["two views"], dtype="float64")
 
 
 class Warm:
@@ -282,7 +286,7 @@ def same(one, other, tolerance):
 
 def law_any_number_of_devices_makes_the_same_run(kind, dtype, layout, sizes, batch=None):
     dtypes = {"bank_dtype": dtype} if dtype.endswith("float16") else {"dtype": dtype}
-    settings = replace(KINDS[kind], **dtypes, batch_size=batch or KINDS[kind].batch_size)
+    settings = replace(RUNS[kind], **dtypes, batch_size=batch or RUNS[kind].batch_size)
     for size in sizes:
         run, held = go(settings, size, layout)
         same(run, alone(settings), TOLERANCE[dtype])
@@ -424,7 +428,7 @@ def law_what_cannot_be_done_is_said():
         lambda: la_core.backend("jax", "cpu:5", devices=4),
         lambda: la_core.backend("jax", devices=0),
         lambda: go(replace(FLOAT32, n_background=2, n_clusters=2, knn_k=1), 4, "sharded", n=3),
-        lambda: go(KINDS["lists"], 2, "sharded"),
+        lambda: go(RUNS["lists"], 2, "sharded"),
     ):
         try:
             make()
