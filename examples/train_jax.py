@@ -48,4 +48,4 @@ def encoder(module: nnx.Module, backend: Backend, settings: Settings) -> JaxEnco
 
 if __name__ == "__main__":
     encoders = {"cnn": job.Recipe(cnn), "mlp": job.Recipe(perceptron, GENTLE_SETTINGS, GENTLE_VIEW)}
-    sys.exit(job.main("jax", encoders, networks=job.Networks(network, encoder, cost)))
+    sys.exit(job.main("jax", encoders, networks=job.Networks(network, encoder, cost), devices=True))

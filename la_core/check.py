@@ -28,7 +28,7 @@ def together(**arrays: Array) -> Any:
                 f"{first} and {name} must be arrays of one library; got {_a(like)} and {_a(x)}. "
                 f"Convert one of them first"
             )
-        if not traced(x) and not traced(like) and device(x) != device(like):
+        if not traced(x) and not traced(like) and _place(x) != _place(like):
             raise KindError(
                 f"{first} and {name} must be on one device; {first} is on {device(like)} and {name} on {device(x)}"
             )
@@ -186,6 +186,11 @@ def _family(x: Array) -> str:
     """The library of ``x``; an array of JAX and what stands in for one while it is traced are of one family."""
     name = library(shards.held(x)[0])
     return {"jaxlib": "jax"}.get(name, name)
+
+
+def _place(x: Array) -> Any:
+    """The device of ``x``, or the devices: an array of JAX may lie on several, in parts or whole on each."""
+    return getattr(device(x), "device_set", device(x))
 
 
 def _a(x: object) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace, device
 
 from la_core import check, kernels, shards, tiles
-from la_core.comm import joined, part
+from la_core.comm import part
 from la_core.errors import RangeError, ShapeError
 from la_core.kernels import Array
 from la_core.randomness import generator
@@ -100,7 +100,8 @@ def cluster(
 
     rows, comm = shards.held(bank)
     n, mine, dtype = rows.shape[0], part(bank.shape[0], comm), kernels.wide(rows[:1, :]).dtype
-    near = tiles.order(rows, generator(seed, "tiles")) if any(tiles.pay(n, m) for m in sizes) else None
+    tiled = shards.in_one_place(bank) and any(tiles.pay(n, m) for m in sizes)
+    near = tiles.order(rows, generator(seed, "tiles")) if tiled else None
     runs = []
     for h, m in enumerate(sizes):
         if start is None:
@@ -110,7 +111,7 @@ def cluster(
             centroids = means(bank, start[h, mine], xp.zeros(n, dtype=dtype, device=device(bank)), m)
         runs.append(lloyd(bank, centroids, n_iter, tolerance, near if tiles.pay(n, m) else None))
     return Clustering(
-        labels=xp.stack([joined(xp.astype(labels, xp.int32), bank.shape[0], comm) for labels, _, _ in runs]),
+        labels=xp.stack([shards.entries(xp.astype(labels, xp.int32), bank) for labels, _, _ in runs]),
         inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=dtype, device=device(bank)),
         centroids=tuple(centroids for _, centroids, _ in runs),
         history=tuple(tuple(history) for _, _, history in runs),
@@ -122,8 +123,8 @@ def lloyd(
 ) -> tuple[Array, Array, list[float]]:
     """One k-means: labels (N,), centroids (m, D), and the inertia at the start and after every iteration.
 
-    Of a :class:`la_core.shards.Shard` labels are those of the rows that are held. ``near`` is an order of these in
-    which neighbours lie together, for :mod:`la_core.tiles`. It is used as long as it saves work.
+    Of a :class:`la_core.shards.Dealt` labels are those of the rows at hand. ``near`` is an order of these in which
+    neighbours lie together, for :mod:`la_core.tiles`. It is used as long as it saves work.
     """
     xp = array_namespace(x)
     rows, comm = shards.held(x)
@@ -131,7 +132,7 @@ def lloyd(
     def assigned(centroids: Array) -> tuple[Array, Array]:
         nonlocal near
         if near is None:
-            return kernels.assigned(rows, centroids)
+            return shards.assigned(x, centroids)
         labels, squares, share = tiles.assign(rows, near, centroids)
         back = xp.argsort(near)
         near = near if share >= tiles.MOSTLY else None
@@ -167,11 +168,10 @@ def to_come(history: list[float], left: int) -> float:
 def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
     """The mean row of every cluster (m, D); a cluster without rows takes one of the rows farthest from its centroid."""
     xp = array_namespace(x)
-    rows, comm = shards.held(x)
-    centroids, counts = kernels.segment_mean(rows, labels, m, comm.all_sum)
+    centroids, counts = shards.segment_mean(x, labels, m)
     n_empty = int(xp.sum(xp.astype(counts == 0, xp.int32)))
     if n_empty:
         empty = xp.argsort(counts[:, 0], stable=True)[:n_empty]
-        far = shards.largest(squares, n_empty, x.shape[0], comm)
+        far = shards.largest(squares, n_empty, x.shape[0], shards.held(x)[1])
         centroids = kernels.put_rows(centroids, empty, kernels.wide(kernels.rows_at(x, far)))
     return centroids

@@ -35,10 +35,15 @@ class Comm(Protocol):
         From each method, where another process has died, or does not answer in time.
     """
 
-    rank: int
-    """Of this process, from 0."""
-    size: int
-    """Processes in all."""
+    @property
+    def rank(self) -> int:
+        """Of this process, from 0."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Processes in all."""
+        ...
 
     def all_sum(self, x: Array) -> Array:
         """The sum of what all processes give, on each the same bits. Shape and dtype are the same everywhere."""
@@ -71,10 +76,15 @@ def share(n: int, comm: Comm) -> int:
     return -(-n // comm.size)
 
 
+def first(n: int, comm: Comm) -> int:
+    """The first row of n that a process has, if it has one."""
+    return comm.rank * share(n, comm)
+
+
 def part(n: int, comm: Comm) -> slice:
     """Which of n rows this process has."""
     c = share(n, comm)
-    return slice(min(n, comm.rank * c), min(n, (comm.rank + 1) * c))
+    return slice(min(n, first(n, comm)), min(n, first(n, comm) + c))
 
 
 def joined(x: Array, n: int, comm: Comm) -> Array:

@@ -55,17 +55,22 @@ def moments(bank: Array) -> tuple[Array, Array]:
     ------
     ShapeError, KindError
     """
-    xp = check.together(bank=bank)
+    check.together(bank=bank)
     check.bank(bank)
-    rows, comm = shards.held(bank)
-    if kernels.apart(rows):
-        total = gram = 0.0
-        for some in kernels.read_in_blocks(rows):
-            block = kernels.wide(rows[some, :])
-            total, gram = total + xp.sum(block, axis=0), gram + xp.matrix_transpose(block) @ block
-    else:
-        total, gram = xp.sum(rows, axis=0), xp.matrix_transpose(rows) @ rows
-    return comm.all_sum(total), comm.all_sum(gram)
+    total, gram = shards.sums(_sums, bank)
+    return total, gram
+
+
+def _sums(rows: Array) -> tuple[Array, Array]:
+    xp = array_namespace(rows)
+    if not kernels.apart(rows):
+        return xp.sum(rows, axis=0), xp.matrix_transpose(rows) @ rows
+    total: Any = 0.0
+    gram: Any = 0.0
+    for some in kernels.read_in_blocks(rows):
+        block = kernels.wide(rows[some, :])
+        total, gram = total + xp.sum(block, axis=0), gram + xp.matrix_transpose(block) @ block
+    return total, gram
 
 
 def effective_rank(gram: np.ndarray) -> float:

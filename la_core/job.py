@@ -67,9 +67,13 @@ def main(
     encoders: Mapping[str, Recipe],
     argv: Sequence[str] | None = None,
     networks: Networks | None = None,
+    devices: bool = False,
 ) -> int:
-    """Run the job from the command line. The first encoder is the default. Returns the exit status."""
-    options = _parser(framework, encoders, networks).parse_args(argv)
+    """Run the job from the command line. The first encoder is the default. Returns the exit status.
+
+    ``devices`` says that the framework's backend takes several devices: the job then has an option for it.
+    """
+    options = _parser(framework, encoders, networks, devices).parse_args(argv)
     try:
         if networks and options.dry_run:
             _dry_run(options, networks)
@@ -89,7 +93,9 @@ def main(
     return 0
 
 
-def _parser(framework: str, encoders: Mapping[str, Recipe], networks: Networks | None) -> argparse.ArgumentParser:
+def _parser(
+    framework: str, encoders: Mapping[str, Recipe], networks: Networks | None, devices: bool
+) -> argparse.ArgumentParser:
     first = next(iter(encoders))
     parser = argparse.ArgumentParser(
         description=f"Local Aggregation of images with {framework}. Without options: handwritten digits, each "
@@ -112,7 +118,16 @@ def _parser(framework: str, encoders: Mapping[str, Recipe], networks: Networks |
     add("--checkpoint-every", type=int, default=1, metavar="N", help="so many units between checkpoints; 0 for none")
     add("--checkpoint-unit", choices=("epochs", "steps"), default="epochs", help="of --checkpoint-every")
     add("--bank-layout", choices=LAYOUTS, default=LAYOUTS[0],
-        help="of several processes, as torchrun starts them: whole in each, or its rows dealt out")  # fmt: skip
+        help="of several processes, as torchrun starts them, or devices: whole in each, or its rows dealt out"
+    )  # fmt: skip
+    if devices:
+        add(
+            "--devices",
+            type=int,
+            default=1,
+            metavar="N",
+            help="so many make the run together; also a CPU may be several",
+        )
     add("--workers", type=int, default=0, metavar="N", help="processes that load images ahead")
     add("--skip-broken", action="store_true", help="leave out files of --data that cannot be read, and name them")
     add("--quick", action="store_true", help="a twentieth of the epochs, to see that everything runs")
@@ -148,7 +163,8 @@ class _Job:
 
     def run(self) -> None:
         options = self.options
-        library = backend(self.framework, options.device)
+        several = getattr(options, "devices", 1)
+        library = backend(self.framework, options.device, **({"devices": several} if several != 1 else {}))
         team = Team(library)
         say = print if team.first else _quiet
         own = options.data is not None
@@ -174,6 +190,8 @@ class _Job:
         say(f"{named or options.encoder} on {self.framework}, views {shape}, run folder {options.out}")
         if not team.alone:
             say(f"{team.comm.size} processes, bank {options.bank_layout}")
+        if several != 1:
+            say(f"{several} devices, bank {options.bank_layout}")
         say(settings, flush=True)
         encoder = self.recipe.make_encoder(library, settings, shape)
         table = _Table(train_set, test_set, view, settings, options.out / "table.json")

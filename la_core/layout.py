@@ -1,9 +1,9 @@
-"""How the bank of a run lies with its processes, and how they share the work on it."""
+"""How the bank of a run lies with its processes or devices, and how they share the work on it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -15,7 +15,7 @@ from la_core.errors import SettingsError
 from la_core.kernels import Array
 from la_core.objectives import Terms
 from la_core.settings import Settings
-from la_core.shards import Shard, enough
+from la_core.shards import Dealt, Shard, enough
 
 Objective: TypeAlias = Callable[..., Terms]
 QUERIES = 4096
@@ -27,7 +27,8 @@ class Layout:
     """How the bank of a run lies with its processes, and how they share the work on it.
 
     Sharded, all of them ask for the same and work on the rows that they hold. Replicated, each takes a part of what is
-    asked, and all are told. Alone there is nothing to share.
+    asked, and all are told. Alone there is nothing to share, but among the devices of a backend that has several
+    (``backend.devices``): they share alike, and the process has the whole.
 
     Raises
     ------
@@ -40,9 +41,12 @@ class Layout:
     def __init__(self, name: str, n: int, team: Team, settings: Settings) -> None:
         if name not in LAYOUTS:
             raise SettingsError(f"bank_layout must be one of {', '.join(map(repr, LAYOUTS))}; got {name!r}")
-        self.sharded = name == "sharded" and not team.alone
-        if self.sharded and not enough(n, team.comm):
-            raise SettingsError(f"{n} rows of a bank cannot be sharded over {team.comm.size} processes: start fewer")
+        self._devices: Any = getattr(team.backend, "devices", None)
+        holders: Any = self._devices or team.comm
+        self.sharded = name == "sharded" and holders.size > 1
+        if self.sharded and not enough(n, holders):
+            them = "processes: start fewer" if self._devices is None else "devices: take fewer"
+            raise SettingsError(f"{n} rows of a bank cannot be sharded over {holders.size} {them}")
         self._n, self._team, self._dtype = n, team, settings.bank_dtype
         self._stored(np.zeros((1, 1), settings.dtype))
         self.own = np.arange(n)[team.own(n)]
@@ -51,15 +55,15 @@ class Layout:
     def made(self, rows: np.ndarray) -> Array:
         """The bank of what each process has made of its :attr:`own` rows."""
         team = self._team
-        if self.sharded:
+        if self.sharded and self._devices is None:
             return Shard(self._stored(rows), self._n, team.comm)
-        return self._stored(team.joined_on_host(rows, self._n))
+        return self._here(team.joined_on_host(rows, self._n))
 
     def told(self, bank: np.ndarray | None) -> Array:
         """The bank that the first process has (N, D), a shard at a time."""
         team = self._team
         if team.alone and bank is not None:
-            return self._stored(bank)
+            return self._here(bank)
         dtype, width = team.told(f"{bank.dtype.str} {bank.shape[1]}".encode() if bank is not None else None).split()
         parts = []
         for rank in range(team.comm.size):
@@ -77,6 +81,9 @@ class Layout:
         ``rest`` are further arguments of the objective, with a row for each of the batch, or None.
         """
         team = self._team
+        if self._devices is not None and not self.sharded:
+            divided = self._devices.divide(objective)
+            return lambda z, state, indices: divided(z, state, indices, *rest)
         if self.sharded or team.alone:
             return lambda z, state, indices: objective(z, state, indices, *rest)
 
@@ -100,21 +107,25 @@ class Layout:
     def for_clustering(self, bank: Array) -> Array:
         """A replicated bank as one of which each process has its part of the work."""
         comm = self._team.comm
+        if self._devices is not None and not self.sharded and enough(self._n, self._devices):
+            return self._devices.deal(bank)
         if self.sharded or self._team.alone or not enough(self._n, comm):
             return bank
         return Shard(bank[part(self._n, comm), :], self._n, comm)
 
-    def over_queries(self, answer: Callable[..., Array], queries: Array, own: Array | None) -> Array:
-        """``answer(queries, own=own)`` with a row for each query.
+    def over_queries(self, answer: Callable[..., Array], bank: Array, queries: Array, own: Array | None) -> Array:
+        """``answer(bank, queries=queries, own=own)`` with a row for each query.
 
         A bank may ask for its own rows, ``own``: some at a time, where they are not at hand as they are computed with.
         """
-        team, n, sharded = self._team, queries.shape[0], isinstance(queries, Shard)
+        team, n, sharded = self._team, queries.shape[0], isinstance(queries, Dealt)
         mine = slice(0, n) if self.sharded else team.own(n)
+        searched = bank if self._devices is None else self.for_clustering(bank)
 
         def answered(some: slice) -> Array:
             places = None if own is None else own[some]
-            return answer(kernels.wide(kernels.rows_at(queries, places) if sharded else queries[some, :]), own=places)
+            asked = kernels.rows_at(queries, places) if sharded else queries[some, :]
+            return answer(searched, queries=kernels.wide(asked), own=places)
 
         size = QUERIES if sharded or kernels.apart(queries) else n
         found = [
@@ -123,6 +134,11 @@ class Layout:
         ]
         every = array_namespace(queries).concat(found)
         return every if self.sharded else team.joined(every, n)
+
+    def _here(self, rows: np.ndarray) -> Array:
+        """All rows of the bank, in this process."""
+        backend: Any = self._team.backend
+        return backend.dealt(rows, self._dtype) if self.sharded else self._stored(rows)
 
     def _stored(self, rows: np.ndarray) -> Array:
         return stored(rows, self._team.backend, self._dtype)

@@ -98,8 +98,10 @@ class Backend(Protocol):
         ...
 
 
-def backend(name: str, device: str | None = None) -> Backend:
+def backend(name: str, device: str | None = None, **options: Any) -> Backend:
     """The backend of that name, on a device in the library's own words (``"cpu"``, ``"cuda:0"``).
+
+    ``options`` are what one backend alone takes, such as ``devices=2`` of JAX.
 
     Raises
     ------
@@ -119,7 +121,7 @@ def backend(name: str, device: str | None = None) -> Backend:
         raise BackendError(
             f"backend {name!r} needs the package {error.name!r}, which is not installed: pip install 'la-core[{name}]'"
         ) from None
-    made: Backend = make(device=device)
+    made: Backend = make(device=device, **options)
     return made
 
 

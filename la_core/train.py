@@ -73,6 +73,7 @@ def train(
 
     Several processes make one run together where the backend has them (PyTorch, under torchrun): each calls this with
     the same arguments, learns from its part of every batch, and has the same state as the others after every step.
+    Several devices of one process do where the backend has been made with them (``backend("jax", devices=8)``).
 
     Parameters
     ----------
@@ -110,8 +111,8 @@ def train(
         A checkpoint in ``folder`` each so many ``"epochs"`` or ``"steps"``, and at the end; 0 for none. The two newest
         stay.
     bank_layout
-        Of several processes, ``"replicated"``: each has the whole bank; ``"sharded"``: each holds its part of the
-        rows (:class:`la_core.shards.Shard`). The run is the same.
+        Of several processes or devices, ``"replicated"``: each has the whole bank; ``"sharded"``: each holds its part
+        of the rows (:class:`la_core.shards.Dealt`). The run is the same.
 
     Returns
     -------
@@ -490,14 +491,13 @@ class _Trainer:
                 queries, truth, own = bank, run.data.classes, asarray(np.arange(len(run.data)))
             classify = partial(
                 evaluate.knn,
-                bank,
-                asarray(run.data.classes),
+                labels=asarray(run.data.classes),
                 k=min(settings.knn_k, len(run.data) - (own is not None)),
                 temperature=settings.knn_temperature,
                 budget=settings.budget,
                 as_it_is=kernels.apart(bank),
             )
-            predicted = self.layout.over_queries(classify, queries, own)
+            predicted = self.layout.over_queries(classify, bank, queries, own)
         return {"knn": float((self._host(predicted) == truth).mean())}
 
     def _keep(self) -> None:
@@ -529,7 +529,8 @@ class _Trainer:
 
     def _save(self) -> None:
         run, bank = self.run, None
-        if not self.layout.sharded or run.status in ("finished", "terminated"):  # else the others may be gone
+        if self.team.alone or not self.layout.sharded or run.status in ("finished", "terminated"):
+            # ... else the others may be gone
             bank = shards.whole(run.state.bank, self._host)
         if self.folder is None:
             return

@@ -6,6 +6,7 @@ calls     SIGKILL before the n-th system call of a save with rotation, n = 1, 2,
 power     power loss at every operation of a save, and many ways in which the disk may be left
 mutants   checkpoints with one thing changed
 processes runs of 1 to 4 processes beside each other; and one of 2 or 4 that is killed, hangs or raises, in any phase
+devices   the same runs on 2, 4 and 8 devices of JAX
 steps     NaN and infinity in embeddings and gradients, at many steps, on every library
 stored    runs with the bank in half precision or in a file, stopped at every step
 """
@@ -139,6 +140,20 @@ def processes(options, folder):
     )
 
 
+def devices(options, folder):
+    """Every kind of run on every number of devices, in both layouts; ragged batches."""
+    import test_jax_devices as tests
+
+    warm, count = tests.Warm(), 0
+    for kind in ("plain", "two views", "lists", "nce"):
+        for dtype in tests.TOLERANCE:
+            for layout in ("replicated", "sharded")[: 1 if kind == "lists" else 2]:
+                warm("law_any_number_of_devices_makes_the_same_run", kind, dtype, layout, [2, 4, 8], 20)
+                count += 3
+    warm.close()
+    return f"{count} runs on 2, 4 and 8 devices: all that of one, in tier 1"
+
+
 def steps(options, folder):
     """Every kind of run, every place, every value; the steps are drawn."""
     import warnings
@@ -192,8 +207,8 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     jobs = {
-        "writers": writers, "calls": calls, "power": power, "mutants": mutants, "processes": processes, "steps": steps,
-        "stored": stored,
+        "writers": writers, "calls": calls, "power": power, "mutants": mutants, "processes": processes,
+        "devices": devices, "steps": steps, "stored": stored,
     }  # fmt: skip
     for what in options.what or ["kills", *jobs]:
         for name in options.backends if what == "kills" else [""]:

@@ -102,10 +102,10 @@ PLANTED = [
     ("replicated", Team.mine, "v * n + some.start : v * n + some.stop", "v * n : v * n + some.stop - some.start"),
     ("replicated", comm.joined, "[:n, ...]", "[-n:, ...]"),
     ("sharded", shards.Shard.places, "indices - self.start", "indices"),
-    ("sharded", shards.best, "local + part(n, comm).start", "local"),
+    ("sharded", shards.best, "local + first(n, comm)", "local"),
     ("sharded", shards.softmax_mean, "xp.exp(lse - total)[:, None] * mean", "mean / bank.comm.size"),
     ("sharded", shards.weighted_rows, "xp.where(mine, weights, xp.zeros_like(weights))", "weights"),
-    ("sharded", shards.put_rows, "xp.take(rows, chosen, axis=0)", "rows[:count, :]"),
+    ("sharded", shards.Shard.put, "xp.take(rows, chosen, axis=0)", "rows[:count, :]"),
     ("sharded", kernels.segment_mean, "all_sum(total)", "total"),
 ]
 

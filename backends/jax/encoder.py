@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -12,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
+from jax import Array, lax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from la_core.backends.jax.exchange import load_torch_weights, torch_weights
 from la_core.errors import BackendError, KindError, NotFiniteError, ShapeError
@@ -71,7 +73,8 @@ class JaxEncoder:
         With its learning rate in its state: ``optax.inject_hyperparams(optax.sgd)(learning_rate=0.03)``, or
         :func:`make_optimizer`. Without one, the encoder can be applied and not trained.
     device
-        That of the backend.
+        That of the backend. Of several devices each has the weights, and works on its part of every batch; batch norm
+        is over the whole batch all the same, and dropout as one device draws it.
     """
 
     def __init__(
@@ -92,7 +95,12 @@ class JaxEncoder:
         self._gradients: Tree = None
         self._finite: Array | None = None
         self._before: Tree = self.state
-        self._forward, self._embed, self._back = _forward(apply), _embed(apply), jax.jit(_back)
+        placed: dict[str, Any] = {}
+        rows: NamedSharding | None = None
+        if isinstance(device, NamedSharding):
+            rows, placed = _by_rows(device), {"out_shardings": device}
+            apply = _divided(apply, rows, device)
+        self._forward, self._embed, self._back = _forward(apply, rows), _embed(apply), jax.jit(_back, **placed)
         if optimizer is not None:
             self.moments = jax.device_put(optimizer.init(self.parameters), device)
             rates = optax.tree_utils.tree_get_all_with_path(self.moments, "learning_rate")
@@ -101,7 +109,7 @@ class JaxEncoder:
                     "the optimizer must keep its learning rate in its state, so that each step can set it: "
                     "optax.inject_hyperparams(optax.sgd)(learning_rate=0.03)"
                 )
-            self._move = _move(optimizer)
+            self._move = _move(optimizer, placed)
 
     def apply(self, batch: Array) -> tuple[Array, Array]:
         """Embeddings and features, in evaluation mode."""
@@ -289,19 +297,69 @@ def _watched(module: nnx.Module, argument: str, names: tuple[str, ...]) -> Itera
         raise KindError(f"these parts took no part in the embedding: {sorted(set(names) - set(kept))}")
 
 
-def _forward(apply: Apply) -> Any:
+_constrained: Any = lax.with_sharding_constraint  # untyped
+
+
+def _by_rows(device: NamedSharding) -> NamedSharding:
+    spec: Any = PartitionSpec
+    return NamedSharding(device.mesh, spec(device.mesh.axis_names))
+
+
+def _divided(apply: Apply, rows: NamedSharding, device: NamedSharding) -> Apply:
+    """Each device works on its part of the batch, and all have what comes out."""
+
+    def divided(parameters: Tree, state: Tree, batch: Array, training: bool) -> tuple[Array, Array, Tree]:
+        z, features, moved = apply(parameters, state, _constrained(batch, rows), training)
+        z = _constrained(z, rows)  # and so its cotangent
+        z, features, moved = _constrained((z, features, moved), device)
+        return z, features, moved
+
+    return divided
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=["rows"], meta_fields=["n", "sharding"])
+@dataclass(frozen=True)
+class _Kept:
+    """Of an array of the batch what each device keeps for the backward pass.
+
+    Parts that differ by a row exist inside a program only: what it gives is filled up, or would be gathered.
+    """
+
+    rows: Array
+    n: int
+    sharding: NamedSharding
+
+    @classmethod
+    def of(cls, x: Array, n: int, sharding: NamedSharding) -> Array | _Kept:
+        """What a batch of n rows has left behind, if x is of them."""
+        if not x.ndim or x.shape[0] != n or jnp.issubdtype(x.dtype, jax.dtypes.extended):
+            return x
+        filled = jnp.pad(_constrained(x, sharding), [(0, -n % sharding.mesh.size)] + [(0, 0)] * (x.ndim - 1))
+        return cls(_constrained(filled, sharding), n, sharding)
+
+    @staticmethod
+    def back(x: Array | _Kept) -> Array:
+        """As it was."""
+        return _constrained(x.rows[: x.n], x.sharding) if isinstance(x, _Kept) else x
+
+
+def _forward(apply: Apply, rows: NamedSharding | None = None) -> Any:
     def forward(parameters: Tree, state: Tree, batch: Array) -> tuple[Array, Any, Tree]:
         def embed(parameters: Tree) -> tuple[Array, Tree]:
             z, _, moved = apply(parameters, state, batch, True)
             return _embedding(z), moved
 
-        return jax.vjp(embed, parameters, has_aux=True)
+        z, through, moved = jax.vjp(embed, parameters, has_aux=True)
+        if rows is not None:
+            through = jax.tree.map(partial(_Kept.of, n=batch.shape[0], sharding=rows), through)
+        return z, through, moved
 
     return jax.jit(forward)
 
 
 def _back(through: Any, cotangent: Array) -> tuple[Tree, Array]:
     """Gradients, and whether all of their numbers are finite."""
+    through = jax.tree.map(_Kept.back, through, is_leaf=lambda x: isinstance(x, _Kept))
     (gradients,) = through(cotangent)
     return gradients, jnp.stack([jnp.isfinite(x).all() for x in jax.tree.leaves(gradients)] or [jnp.array(True)]).all()
 
@@ -314,14 +372,14 @@ def _embed(apply: Apply) -> Any:
     return jax.jit(embed)
 
 
-def _move(optimizer: optax.GradientTransformation) -> Any:
+def _move(optimizer: optax.GradientTransformation, placed: Mapping[str, Any]) -> Any:
     def move(parameters: Tree, moments: Tree, gradients: Tree, learning_rate: Array) -> tuple[Tree, Tree]:
         dtype = optax.tree_utils.tree_get_all_with_path(moments, "learning_rate")[0][1].dtype
         moments = optax.tree_utils.tree_set(moments, learning_rate=learning_rate.astype(dtype))
         updates, moments = optimizer.update(gradients, moments, parameters)
         return optax.apply_updates(parameters, updates), moments
 
-    return jax.jit(move, donate_argnums=(0, 1))
+    return jax.jit(move, donate_argnums=(0, 1), **placed)
 
 
 def _embedding(z: Array) -> Array:
