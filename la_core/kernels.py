@@ -9,13 +9,16 @@ Arguments are trusted here. The public functions check them at the door.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from functools import update_wrapper
+from functools import cache, reduce, update_wrapper
+from operator import add
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
 from array_api_extra import one_hot
+
+from la_core.spaces import array_namespace, device
 
 Array: TypeAlias = Any
 """An array of any Array API library. The standard has no type for it that all four libraries satisfy."""
@@ -32,7 +35,12 @@ _R = TypeVar("_R")
 
 def library(x: Array) -> str:
     """The name of the library that ``x`` belongs to: ``"numpy"``, ``"torch"``, ``"jaxlib"``, ..."""
-    return type(x).__module__.partition(".")[0]
+    return _package(type(x).__module__)
+
+
+@cache
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 class Kernel(Generic[_P, _R]):
@@ -66,7 +74,12 @@ def _by_bank(reference: Callable[_P, _R]) -> Kernel[_P, _R]:
 
 def itemsize(x: Array) -> int:
     """Bytes of one element of a real floating array."""
-    return int(array_namespace(x).finfo(x.dtype).bits) // 8
+    return _bytes(array_namespace(x), x.dtype)
+
+
+@cache
+def _bytes(xp: Any, dtype: Any) -> int:
+    return int(xp.finfo(dtype).bits) // 8
 
 
 def wide(x: Array) -> Array:
@@ -204,6 +217,8 @@ def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array,
                 columns = xp.take_along_axis(columns, kept, axis=1)
             scores, indices = values, columns
         answers.append((scores, indices))
+    if len(answers) == 1:
+        return answers[0]
     return xp.concat([a[0] for a in answers], axis=0), xp.concat([a[1] for a in answers], axis=0)
 
 
@@ -233,6 +248,20 @@ def entries(x: Array, indices: Array) -> Array:
     return xp.reshape(xp.take(x, xp.reshape(indices, (-1,))), indices.shape)
 
 
+@Kernel
+def votes(labels: Array, indices: Array, neighbours: Array) -> Array:
+    """In how many clusterings a neighbour shares the cluster of the sample: ``(H, N), (B,), (B, k) -> (B, k)``.
+
+    Labels compare within one clustering only, and a negative one is no cluster. uint8, or int32 where H is above 255.
+    """
+    xp = array_namespace(labels, indices, neighbours)
+    kind, agreements = xp.uint8 if labels.shape[0] < 256 else xp.int32, []
+    for h in range(labels.shape[0]):
+        mine = xp.take(labels[h, :], indices)[:, None]
+        agreements.append((entries(labels[h, :], neighbours) == mine) & (mine >= 0))
+    return reduce(add, (xp.astype(agreement, kind) for agreement in agreements))
+
+
 @_by_bank
 def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     """Dot products with chosen rows: ``(B, D), (N, D), (B, k) -> (B, k)``. Differentiable in ``z``."""
@@ -240,7 +269,7 @@ def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     parts = []
     for some, rows in _gathered(bank, indices):
         parts.append(xp.squeeze(rows @ z[some, :][:, :, None], axis=2))
-    return xp.concat(parts, axis=0)
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 @_by_bank
@@ -250,7 +279,7 @@ def weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
     parts = []
     for some, rows in _gathered(bank, indices):
         parts.append(xp.squeeze(weights[some, :][:, None, :] @ rows, axis=1))
-    return xp.concat(parts, axis=0)
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 def _gathered(bank: Array, indices: Array) -> Iterator[tuple[slice, Array]]:
@@ -283,3 +312,42 @@ def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET
         mean = kept * mean + weight @ block
         peak = higher
     return xp.squeeze(peak + xp.log(total), axis=1), mean / total
+
+
+@Kernel
+def softmax_ratio(s: Array, mask: Array) -> tuple[Array, Array]:
+    """``lse(s) - lse(s[mask])`` for each row (B,), and its derivative with respect to ``s`` (B, k)."""
+    xp = array_namespace(s)
+    some = xp.any(mask, axis=1, keepdims=True)
+    peak = xp.max(s, axis=1, keepdims=True)
+    mass = xp.exp(s - peak)
+    total = xp.sum(mass, axis=1, keepdims=True)
+
+    # C has a peak of its own: far below B's, its mass would underflow to log(0). A row without C gets harmless
+    # numbers first and its stated value after, so that no branch of a derivative is NaN.
+    lowest = xp.min(s, axis=1, keepdims=True)
+    close_peak = xp.max(xp.where(mask, s, lowest), axis=1, keepdims=True)
+    close_mass = xp.where(mask, xp.exp(xp.where(mask, s, close_peak) - close_peak), xp.zeros_like(s))
+    close_total = xp.where(some, xp.sum(close_mass, axis=1, keepdims=True), xp.ones_like(total))
+
+    loss = (peak + xp.log(total)) - (close_peak + xp.log(close_total))
+    loss = xp.where(some, loss, xp.full_like(loss, math.log(s.shape[1])))
+    weights = xp.where(some, mass / total - close_mass / close_total, xp.zeros_like(s))
+    return xp.squeeze(loss, axis=1), weights
+
+
+@Kernel
+def mean_of_equals(x: Array, indices: Array) -> Array:
+    """Rows that share an index, replaced by their mean, all by the same bits: ``(B, D), (B,) -> (B, D)``."""
+    xp = array_namespace(x, indices)
+    same = indices[:, None] == indices[None, :]  # (B, B)
+    first = xp.argmax(xp.astype(same, xp.int32), axis=1)
+    count = xp.sum(xp.astype(same, x.dtype), axis=1, keepdims=True)
+    return xp.take(segment_sum(x, first, x.shape[0]), first, axis=0) / count
+
+
+@Kernel
+def finite(x: Array) -> Array:
+    """Whether there is no NaN and no infinity anywhere in ``x``."""
+    xp = array_namespace(x)
+    return xp.all(xp.isfinite(x))

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from la_core import check, kernels, shards
 from la_core.bank import unit
 from la_core.errors import KindError, RangeError, ShapeError
 from la_core.kernels import Array
+from la_core.spaces import array_namespace
 
 
 def rows(name: str, x: Array) -> None:
