@@ -131,6 +131,20 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
 
 
 @Kernel
+def along(x: Array, columns: Array) -> Array:
+    """Of every row the entries at its own columns: ``(B, n), (B, k) -> (B, k)``."""
+    chosen: Array = array_namespace(x, columns).take_along_axis(x, columns, axis=1)
+    return chosen
+
+
+@Kernel
+def falling(x: Array) -> Array:
+    """Every row sorted, the largest first: ``(B, n) -> (B, n)``."""
+    ordered: Array = array_namespace(x).sort(x, axis=1, descending=True)
+    return ordered
+
+
+@Kernel
 def segment_sum(x: Array, segments: Array, n: int) -> Array:
     """Sum of the rows of each segment: ``(R, D), (R,) in [0, n) -> (n, D)``; a segment without rows is 0."""
     xp = array_namespace(x, segments)
@@ -214,7 +228,7 @@ def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array,
                 values = xp.concat([scores, values], axis=1)
                 columns = xp.concat([indices, columns], axis=1)
                 values, kept = top_k(values, min(k, values.shape[1]))
-                columns = xp.take_along_axis(columns, kept, axis=1)
+                columns = along(columns, kept)
             scores, indices = values, columns
         answers.append((scores, indices))
     if len(answers) == 1:

@@ -43,7 +43,7 @@ def nearest(z: Array, bank: Array, k: int, *, budget: int = BUDGET) -> tuple[Arr
     check.count("budget", budget)
     scores, indices = kernels.nearest(kernels.like(z, bank), bank, k, budget)
     order = xp.argsort(scores, axis=1, descending=True, stable=True)
-    return xp.take_along_axis(scores, order, axis=1), xp.take_along_axis(indices, order, axis=1)
+    return kernels.along(scores, order), kernels.along(indices, order)
 
 
 def close(labels: Array, indices: Array, neighbours: Array, *, combine: str = "union") -> Array:

@@ -48,6 +48,8 @@ def arguments(name, rng, integers):
 
     return {
         "top_k": lambda: (real(batch, n), k),
+        "along": lambda: (real(batch, n), chosen),
+        "falling": lambda: (real(batch, n),),
         "segment_sum": lambda: (real(n, dim), rng.integers(0, k, n), k),
         "put_rows": lambda: (real(n, dim), written, real(n, dim)[written]),
         "nearest": lambda: (real(batch, dim), real(n, dim), k, budget),
@@ -118,7 +120,7 @@ def test_override_is_the_reference_on_real_numbers(name, library, dtype, seed):
     got = call(kernel.overrides[library], LIBRARIES[library], args, dtype)
     want = call(kernel.reference, STRICT, args, dtype)
     for x, y in zip(got, want, strict=True):
-        if name in ("top_k", "put_rows"):
+        if name in ("top_k", "put_rows", "along", "falling"):
             assert_same(x, y)
         elif x.dtype.kind == "f":
             assert x.dtype == y.dtype
@@ -184,6 +186,11 @@ def law_means_of_equals_are_the_reference(variant, seed):
     args = arguments("mean_of_equals", np.random.default_rng(seed), True)
     want = call(kernels.mean_of_equals.reference, STRICT, args, np.float64)
     assert_same(call(kernels.mean_of_equals, variant, args, np.float64)[0], want[0])
+
+
+def law_rows_are_sorted(variant, seed):
+    x = arguments("falling", np.random.default_rng(seed), False)[0]
+    assert_same(call(kernels.falling, variant, (x,), np.float64)[0], -np.sort(-x, axis=1))
 
 
 def law_infinity_is_told_from_a_large_sum(variant, seed):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import test_bank
 import test_clusters
+import test_data
 import test_kernels
 import test_neighbours
 import test_objectives
@@ -18,7 +19,7 @@ from planting import mutated
 from strategies import TEMPERATURES, make_case, make_search
 from variants import NUMPY, STRICT, TORCH
 
-from la_core import bank, clusters, kernels, neighbours, objectives, tiles
+from la_core import bank, clusters, kernels, neighbours, objectives, tiles, views
 from la_core.backends import host, scan
 from la_core.backends.torch import kernels as torch_kernels
 
@@ -111,6 +112,9 @@ BUGS = (
     Bug("gradient without C", torch_kernels.softmax_ratio, ".mul_(some)", "", ratio, (TORCH,)),
     Bug("C with the peak of B", torch_kernels.softmax_ratio, "s.masked_fill(~mask, -torch.inf)", "s", ratio, (TORCH,)),
     Bug("a row without its k goes unseen", scan._reaching, "(flat[::k] >= ends).all() and (flat[k - 1 :: k] < ends + n).all()", "n", on_seeds(test_scan.law_ties_do_not_make_up_for_a_nan)),
+    Bug("sorted the wrong way", torch_kernels.falling, "[:, ::-1]", "", on_seeds(test_kernels.law_rows_are_sorted), (TORCH,)),
+    Bug("the farthest centroid on a CPU", torch_kernels.assign.__wrapped__, "np.argmax(", "np.argmin(", nearest_centroid, (TORCH,)),
+    Bug("an image is left at another size", views.ImageView.begin, "== (self.size, self.size)", "!= ()", lambda _: test_data.law_what_pillow_would_leave_alone_is_left_alone((6, 9)), (NUMPY,)),
     Bug("a direction of its own", bank.direction, "return x * scale", "return (x + 0.1) * scale", rotating),
     Bug("rows of the batch mixed up", objectives.local_aggregation_terms, "verdict(labels, indices, ", "verdict(labels, xp.flip(indices), ", batching),
     Bug("bank not made unit again", bank.mixed, "between * scale", "between", unit_bank),

@@ -96,4 +96,4 @@ def search(
 def best(scores: Array, indices: Array, k: int) -> tuple[Array, Array]:
     """The best k of more, as a search for k finds them: (q, m), (q, m) -> (q, k), (q, k)."""
     scores, columns = kernels.top_k(scores, k)
-    return scores, array_namespace(indices).take_along_axis(indices, columns, axis=1)
+    return scores, kernels.along(indices, columns)
