@@ -74,11 +74,11 @@ def finite(name: str, x: Array) -> None:
     xp = array_namespace(x)
     if apart(x) and x.ndim == 2 and x.shape[0] * x.shape[1] > BUDGET:
         for rows in read_in_blocks(x):
-            if not bool(kernels.finite(x[rows, :])):
+            if not kernels.finite(x[rows, :]):
                 bad = int(xp.argmax(xp.astype(xp.any(~xp.isfinite(x[rows, :]), axis=1), xp.int32)))
                 raise NotFiniteError(f"{name} must be finite; row {rows.start + bad} holds NaN or infinity")
         return
-    if not bool(kernels.finite(x)):
+    if not kernels.finite(x):
         bad = xp.any(xp.reshape(~xp.isfinite(x), (x.shape[0], -1)), axis=1)
         row = int(xp.argmax(xp.astype(bad, xp.int32)))
         many = int(xp.sum(xp.astype(bad, xp.int32)))

@@ -314,17 +314,21 @@ def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET
     ``mean / temperature``.
     """
     xp = array_namespace(z, bank)
-    peak = xp.full((z.shape[0], 1), -xp.inf, dtype=z.dtype, device=device(z))
-    total = xp.zeros_like(peak)
-    mean = xp.zeros_like(z)
+    peak: Array = None
+    total: Array = None
+    mean: Array = None
     for rows in blocks(bank.shape[0], budget // (3 * itemsize(z) * z.shape[0] + widened(bank))):
         block = wide(bank[rows, :])
         score = z @ xp.matrix_transpose(block) / temperature
-        higher = xp.maximum(peak, xp.max(score, axis=1, keepdims=True))
-        weight, kept = xp.exp(score - higher), xp.exp(peak - higher)
-        total = kept * total + xp.sum(weight, axis=1, keepdims=True)
-        mean = kept * mean + weight @ block
-        peak = higher
+        higher = xp.max(score, axis=1, keepdims=True)
+        if peak is not None:
+            higher = xp.maximum(peak, higher)
+        weight = xp.exp(score - higher)
+        mass, pull = xp.sum(weight, axis=1, keepdims=True), weight @ block
+        if peak is not None:  # what was added up before counts as of the new peak
+            kept = xp.exp(peak - higher)
+            mass, pull = kept * total + mass, kept * mean + pull
+        peak, total, mean = higher, mass, pull
     return xp.squeeze(peak + xp.log(total), axis=1), mean / total
 
 
@@ -361,7 +365,7 @@ def mean_of_equals(x: Array, indices: Array) -> Array:
 
 
 @Kernel
-def finite(x: Array) -> Array:
+def finite(x: Array) -> bool:
     """Whether there is no NaN and no infinity anywhere in ``x``."""
     xp = array_namespace(x)
-    return xp.all(xp.isfinite(x))
+    return bool(xp.all(xp.isfinite(x)))

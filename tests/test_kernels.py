@@ -79,7 +79,8 @@ def call(kernel, variant, args, dtype):
         variant.asarray(a.astype(dtype) if a.dtype.kind == "f" else a) if isinstance(a, np.ndarray) else a for a in args
     ]
     results = kernel(*there)
-    return [variant.to_host(x) for x in (results if isinstance(results, tuple) else (results,))]
+    results = results if isinstance(results, tuple) else (results,)
+    return [np.array(x) if isinstance(x, bool) else variant.to_host(x) for x in results]
 
 
 @given(seed=st.integers(0, 2**32 - 1))

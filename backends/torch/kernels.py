@@ -155,10 +155,9 @@ def mean_of_equals(x: Tensor, indices: Tensor) -> Tensor:
 
 
 @kernels.finite.override("torch")
-def finite(x: Tensor) -> Tensor:
+def finite(x: Tensor) -> bool:
     """A sum is finite only if all of it is; where it is not, which may be for its size alone, each is looked at."""
-    total = torch.isfinite(x.sum())
-    return total if total else torch.isfinite(x).all()
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
 
 
 @kernels.softmax_ratio.override("torch")
