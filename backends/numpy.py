@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from la_core import kernels
+from la_core.backends import host
 from la_core.backends.scan import pays, scan, top_k
 from la_core.errors import BackendError
 from la_core.kernels import Array
@@ -35,6 +36,15 @@ def _product(z: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
         return
     for some in kernels.blocks(len(rows), 4096):
         np.matmul(z, np.asarray(kernels.wide(rows[some])).T, out=out[:, some])
+
+
+kernels.votes.override("numpy")(host.votes)
+
+
+@kernels.mean_of_equals.override("numpy")
+def mean_of_equals(x: Array, indices: Array) -> Array:
+    """Each is the mean of itself, in most batches."""
+    return x if host.distinct(indices) else kernels.mean_of_equals.reference(x, indices)
 
 
 @kernels.segment_sum.override("numpy")

@@ -120,6 +120,11 @@ def _reaching(x: np.ndarray, k: int) -> np.ndarray:
     n = x.shape[1]
     threshold = np.partition(x, n - k, axis=1)[:, n - k, None]
     reach = x >= threshold
+    flat = np.flatnonzero(reach)
+    # k of each row: as many as that in all, and of every k in turn the first and the last lie in the row.
+    ends = n * np.arange(len(x))
+    if flat.size == k * len(x) and (flat[::k] >= ends).all() and (flat[k - 1 :: k] < ends + n).all():
+        return flat.reshape(-1, k)
     surplus = np.count_nonzero(reach, axis=1) - k
     if surplus.min() < 0:  # NaN ranks highest, and nothing reaches it
         raise NotFiniteError("the bank must be finite; a score against it is NaN")

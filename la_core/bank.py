@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from la_core import check, kernels
 from la_core.errors import KindError
 from la_core.kernels import Array
 from la_core.protocol import Backend
 from la_core.randomness import generator
+from la_core.spaces import array_namespace
 
 
 class State(NamedTuple):
@@ -64,7 +64,13 @@ def unit(x: Array) -> Array:
     A row of zeros stays zero, with zero gradient. So does a row whose squared norm the dtype cannot hold: in float32,
     a norm below 1e-19 or above 1e19.
     """
-    return x * inverse_norm(x)
+    return direction(x)[0]
+
+
+def direction(x: Array) -> tuple[Array, Array]:
+    """:func:`unit`, and what each row was multiplied with, (..., 1)."""
+    scale = inverse_norm(x)
+    return x * scale, scale
 
 
 def random_rows(n: int, dim: int, *, seed: int) -> np.ndarray:
@@ -113,24 +119,20 @@ def update(state: State, indices: Array, z: Array, *, mixing: float = 0.5) -> St
         Before anything is written.
     """
     bank = state.bank
-    xp = check.together(bank=bank, indices=indices, z=z)
+    check.together(bank=bank, indices=indices, z=z)
     check.bank(bank)
     check.embeddings(z, bank)
     check.indices("indices", indices, (z.shape[0],), bank.shape[0])
-    mixing = check.number("mixing", mixing, 0.0, 1.0)
+    return mixed(state, indices, z, check.number("mixing", mixing, 0.0, 1.0))
 
-    fresh = _mean_of_equals(unit(kernels.like(z, bank)), indices)
+
+def mixed(state: State, indices: Array, z: Array, mixing: float) -> State:
+    """:func:`update` of arguments that were checked already."""
+    bank = state.bank
+    xp = array_namespace(bank)
+    fresh = kernels.mean_of_equals(unit(kernels.like(z, bank)), indices)
     old = kernels.wide(kernels.rows_at(bank, indices))
-    mixed = (1.0 - mixing) * old + mixing * fresh
-    scale = inverse_norm(mixed)
-    rows = xp.astype(xp.where(scale > 0, mixed * scale, old), bank.dtype, copy=False)
+    between = (1.0 - mixing) * old + mixing * fresh
+    scale = inverse_norm(between)
+    rows = xp.astype(xp.where(scale > 0, between * scale, old), bank.dtype, copy=False)
     return state._replace(bank=kernels.put_rows(bank, indices, rows))
-
-
-def _mean_of_equals(v: Array, indices: Array) -> Array:
-    """Rows that share an index, replaced by their mean, all by the same bits: (B, D) -> (B, D)."""
-    xp = array_namespace(v, indices)
-    same = indices[:, None] == indices[None, :]  # (B, B)
-    first = xp.argmax(xp.astype(same, xp.int32), axis=1)
-    count = xp.sum(xp.astype(same, v.dtype), axis=1, keepdims=True)
-    return xp.take(kernels.segment_sum(v, first, v.shape[0]), first, axis=0) / count

@@ -7,28 +7,30 @@ from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device, is_array_api_obj
+from array_api_compat import is_array_api_obj
 
-from la_core import protocol, shards
+from la_core import kernels, protocol, shards
 from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
 from la_core.kernels import BUDGET, Array, apart, library, read_in_blocks
+from la_core.spaces import array_namespace, device
 
 
 def together(**arrays: Array) -> Any:
     """All are arrays of one library on one device. Returns their namespace, with the backend's kernels ready."""
     for name, x in arrays.items():
-        if not is_array_api_obj(x):
+        if not _is_array(x):
             raise KindError(
                 f"{name} must be an array (NumPy, PyTorch, JAX, CuPy or another Array API library); got {_a(x)}"
             )
     (first, like), *rest = arrays.items()
+    family, place = _family(like), None if traced(like) else _place(like)
     for name, x in rest:
-        if _family(x) != _family(like):
+        if _family(x) != family:
             raise KindError(
                 f"{first} and {name} must be arrays of one library; got {_a(like)} and {_a(x)}. "
                 f"Convert one of them first"
             )
-        if not traced(x) and not traced(like) and _place(x) != _place(like):
+        if place is not None and not traced(x) and _place(x) != place:
             raise KindError(
                 f"{first} and {name} must be on one device; {first} is on {device(like)} and {name} on {device(x)}"
             )
@@ -72,11 +74,11 @@ def finite(name: str, x: Array) -> None:
     xp = array_namespace(x)
     if apart(x) and x.ndim == 2 and x.shape[0] * x.shape[1] > BUDGET:
         for rows in read_in_blocks(x):
-            if not bool(xp.all(xp.isfinite(x[rows, :]))):
+            if not kernels.finite(x[rows, :]):
                 bad = int(xp.argmax(xp.astype(xp.any(~xp.isfinite(x[rows, :]), axis=1), xp.int32)))
                 raise NotFiniteError(f"{name} must be finite; row {rows.start + bad} holds NaN or infinity")
         return
-    if not bool(xp.all(xp.isfinite(x))):
+    if not kernels.finite(x):
         bad = xp.any(xp.reshape(~xp.isfinite(x), (x.shape[0], -1)), axis=1)
         row = int(xp.argmax(xp.astype(bad, xp.int32)))
         many = int(xp.sum(xp.astype(bad, xp.int32)))
@@ -180,6 +182,17 @@ def _static(name: str, value: object, kind: str) -> None:
             f"{name} must be a Python {kind}, not a traced value: mark it static, "
             f"as in jax.jit(..., static_argnames={name!r})"
         )
+
+
+def _is_array(x: object) -> bool:
+    kind = type(x)
+    if kind not in _ARRAYS and is_array_api_obj(x):
+        _ARRAYS.add(kind)
+    return kind in _ARRAYS
+
+
+_ARRAYS: set[type] = set()
+"""Classes of arrays that were met."""
 
 
 def _family(x: Array) -> str:

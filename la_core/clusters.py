@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from array_api_compat import array_namespace, device
-
 from la_core import check, kernels, shards, tiles
 from la_core.comm import part
 from la_core.errors import RangeError, ShapeError
 from la_core.kernels import Array
 from la_core.randomness import generator
+from la_core.spaces import array_namespace, device
 
 TOLERANCE = 0.005
 """Share of the inertia by which a clustering may stay above full Lloyd."""

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from la_core.errors import BackendError, DistributedError
 from la_core.kernels import Array, blocks
 from la_core.protocol import Backend
+from la_core.spaces import array_namespace
 from la_core.tensors import decode, encode
 
 PIECE = 16 * 2**20

@@ -10,7 +10,6 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from la_core import check, kernels, shards
 from la_core.bank import unit
@@ -21,6 +20,7 @@ from la_core.neighbours import COMBINATIONS, close, close_mask, nearest
 from la_core.randomness import generator
 from la_core.run import Run
 from la_core.settings import Settings
+from la_core.spaces import array_namespace, device
 
 SAMPLE = 48
 """Samples that are embedded anew for a record, the same through the whole run. A mean over them is good to a few

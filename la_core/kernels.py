@@ -9,13 +9,16 @@ Arguments are trusted here. The public functions check them at the door.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
-from functools import update_wrapper
+from functools import cache, reduce, update_wrapper
+from operator import add
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
-from array_api_compat import array_namespace, device
 from array_api_extra import one_hot
+
+from la_core.spaces import array_namespace, device
 
 Array: TypeAlias = Any
 """An array of any Array API library. The standard has no type for it that all four libraries satisfy."""
@@ -32,7 +35,12 @@ _R = TypeVar("_R")
 
 def library(x: Array) -> str:
     """The name of the library that ``x`` belongs to: ``"numpy"``, ``"torch"``, ``"jaxlib"``, ..."""
-    return type(x).__module__.partition(".")[0]
+    return _package(type(x).__module__)
+
+
+@cache
+def _package(module: str) -> str:
+    return module.partition(".")[0]
 
 
 class Kernel(Generic[_P, _R]):
@@ -66,7 +74,12 @@ def _by_bank(reference: Callable[_P, _R]) -> Kernel[_P, _R]:
 
 def itemsize(x: Array) -> int:
     """Bytes of one element of a real floating array."""
-    return int(array_namespace(x).finfo(x.dtype).bits) // 8
+    return _bytes(array_namespace(x), x.dtype)
+
+
+@cache
+def _bytes(xp: Any, dtype: Any) -> int:
+    return int(xp.finfo(dtype).bits) // 8
 
 
 def wide(x: Array) -> Array:
@@ -115,6 +128,20 @@ def top_k(x: Array, k: int) -> tuple[Array, Array]:
     best = xp.argsort(x, axis=-1, descending=True, stable=True)[:, :k]
     columns = xp.sort(best, axis=-1)
     return xp.take_along_axis(x, columns, axis=-1), columns
+
+
+@Kernel
+def along(x: Array, columns: Array) -> Array:
+    """Of every row the entries at its own columns: ``(B, n), (B, k) -> (B, k)``."""
+    chosen: Array = array_namespace(x, columns).take_along_axis(x, columns, axis=1)
+    return chosen
+
+
+@Kernel
+def falling(x: Array) -> Array:
+    """Every row sorted, the largest first: ``(B, n) -> (B, n)``."""
+    ordered: Array = array_namespace(x).sort(x, axis=1, descending=True)
+    return ordered
 
 
 @Kernel
@@ -201,9 +228,11 @@ def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array,
                 values = xp.concat([scores, values], axis=1)
                 columns = xp.concat([indices, columns], axis=1)
                 values, kept = top_k(values, min(k, values.shape[1]))
-                columns = xp.take_along_axis(columns, kept, axis=1)
+                columns = along(columns, kept)
             scores, indices = values, columns
         answers.append((scores, indices))
+    if len(answers) == 1:
+        return answers[0]
     return xp.concat([a[0] for a in answers], axis=0), xp.concat([a[1] for a in answers], axis=0)
 
 
@@ -233,6 +262,20 @@ def entries(x: Array, indices: Array) -> Array:
     return xp.reshape(xp.take(x, xp.reshape(indices, (-1,))), indices.shape)
 
 
+@Kernel
+def votes(labels: Array, indices: Array, neighbours: Array) -> Array:
+    """In how many clusterings a neighbour shares the cluster of the sample: ``(H, N), (B,), (B, k) -> (B, k)``.
+
+    Labels compare within one clustering only, and a negative one is no cluster. uint8, or int32 where H is above 255.
+    """
+    xp = array_namespace(labels, indices, neighbours)
+    kind, agreements = xp.uint8 if labels.shape[0] < 256 else xp.int32, []
+    for h in range(labels.shape[0]):
+        mine = xp.take(labels[h, :], indices)[:, None]
+        agreements.append((entries(labels[h, :], neighbours) == mine) & (mine >= 0))
+    return reduce(add, (xp.astype(agreement, kind) for agreement in agreements))
+
+
 @_by_bank
 def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     """Dot products with chosen rows: ``(B, D), (N, D), (B, k) -> (B, k)``. Differentiable in ``z``."""
@@ -240,7 +283,7 @@ def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     parts = []
     for some, rows in _gathered(bank, indices):
         parts.append(xp.squeeze(rows @ z[some, :][:, :, None], axis=2))
-    return xp.concat(parts, axis=0)
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 @_by_bank
@@ -250,7 +293,7 @@ def weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
     parts = []
     for some, rows in _gathered(bank, indices):
         parts.append(xp.squeeze(weights[some, :][:, None, :] @ rows, axis=1))
-    return xp.concat(parts, axis=0)
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
 def _gathered(bank: Array, indices: Array) -> Iterator[tuple[slice, Array]]:
@@ -271,15 +314,58 @@ def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET
     ``mean / temperature``.
     """
     xp = array_namespace(z, bank)
-    peak = xp.full((z.shape[0], 1), -xp.inf, dtype=z.dtype, device=device(z))
-    total = xp.zeros_like(peak)
-    mean = xp.zeros_like(z)
+    peak: Array = None
+    total: Array = None
+    mean: Array = None
     for rows in blocks(bank.shape[0], budget // (3 * itemsize(z) * z.shape[0] + widened(bank))):
         block = wide(bank[rows, :])
         score = z @ xp.matrix_transpose(block) / temperature
-        higher = xp.maximum(peak, xp.max(score, axis=1, keepdims=True))
-        weight, kept = xp.exp(score - higher), xp.exp(peak - higher)
-        total = kept * total + xp.sum(weight, axis=1, keepdims=True)
-        mean = kept * mean + weight @ block
-        peak = higher
+        higher = xp.max(score, axis=1, keepdims=True)
+        if peak is not None:
+            higher = xp.maximum(peak, higher)
+        weight = xp.exp(score - higher)
+        mass, pull = xp.sum(weight, axis=1, keepdims=True), weight @ block
+        if peak is not None:  # what was added up before counts as of the new peak
+            kept = xp.exp(peak - higher)
+            mass, pull = kept * total + mass, kept * mean + pull
+        peak, total, mean = higher, mass, pull
     return xp.squeeze(peak + xp.log(total), axis=1), mean / total
+
+
+@Kernel
+def softmax_ratio(s: Array, mask: Array) -> tuple[Array, Array]:
+    """``lse(s) - lse(s[mask])`` for each row (B,), and its derivative with respect to ``s`` (B, k)."""
+    xp = array_namespace(s)
+    some = xp.any(mask, axis=1, keepdims=True)
+    peak = xp.max(s, axis=1, keepdims=True)
+    mass = xp.exp(s - peak)
+    total = xp.sum(mass, axis=1, keepdims=True)
+
+    # C has a peak of its own: far below B's, its mass would underflow to log(0). A row without C gets harmless
+    # numbers first and its stated value after, so that no branch of a derivative is NaN.
+    lowest = xp.min(s, axis=1, keepdims=True)
+    close_peak = xp.max(xp.where(mask, s, lowest), axis=1, keepdims=True)
+    close_mass = xp.where(mask, xp.exp(xp.where(mask, s, close_peak) - close_peak), xp.zeros_like(s))
+    close_total = xp.where(some, xp.sum(close_mass, axis=1, keepdims=True), xp.ones_like(total))
+
+    loss = (peak + xp.log(total)) - (close_peak + xp.log(close_total))
+    loss = xp.where(some, loss, xp.full_like(loss, math.log(s.shape[1])))
+    weights = xp.where(some, mass / total - close_mass / close_total, xp.zeros_like(s))
+    return xp.squeeze(loss, axis=1), weights
+
+
+@Kernel
+def mean_of_equals(x: Array, indices: Array) -> Array:
+    """Rows that share an index, replaced by their mean, all by the same bits: ``(B, D), (B,) -> (B, D)``."""
+    xp = array_namespace(x, indices)
+    same = indices[:, None] == indices[None, :]  # (B, B)
+    first = xp.argmax(xp.astype(same, xp.int32), axis=1)
+    count = xp.sum(xp.astype(same, x.dtype), axis=1, keepdims=True)
+    return xp.take(segment_sum(x, first, x.shape[0]), first, axis=0) / count
+
+
+@Kernel
+def finite(x: Array) -> bool:
+    """Whether there is no NaN and no infinity anywhere in ``x``."""
+    xp = array_namespace(x)
+    return bool(xp.all(xp.isfinite(x)))

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from la_core import kernels
 from la_core.bank import State, stored
@@ -16,6 +15,7 @@ from la_core.kernels import Array
 from la_core.objectives import Terms
 from la_core.settings import Settings
 from la_core.shards import Dealt, Shard, enough
+from la_core.spaces import array_namespace
 
 Objective: TypeAlias = Callable[..., Terms]
 QUERIES = 4096

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from array_api_compat import array_namespace, device
-
 from la_core import check, kernels
 from la_core.errors import RangeError
 from la_core.kernels import Array, blocks, itemsize
+from la_core.spaces import array_namespace, device
 
 LONGEST = 2.0
 """Length at which lists are cut off, in mean lengths: all have one shape, so that a step compiles once."""

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from la_core import check
 from la_core.errors import KindError
@@ -14,6 +13,7 @@ from la_core.kernels import Array
 from la_core.protocol import Backend
 from la_core.randomness import generator
 from la_core.settings import Settings
+from la_core.spaces import array_namespace
 
 
 class MLP:

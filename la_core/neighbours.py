@@ -6,11 +6,6 @@ samples that share its cluster, by the labels of its own sample at the last clus
 
 from __future__ import annotations
 
-from functools import reduce
-from operator import add, and_, or_
-
-from array_api_compat import array_namespace
-
 from la_core import check, kernels
 from la_core.kernels import BUDGET, Array
 
@@ -48,7 +43,7 @@ def nearest(z: Array, bank: Array, k: int, *, budget: int = BUDGET) -> tuple[Arr
     check.count("budget", budget)
     scores, indices = kernels.nearest(kernels.like(z, bank), bank, k, budget)
     order = xp.argsort(scores, axis=1, descending=True, stable=True)
-    return xp.take_along_axis(scores, order, axis=1), xp.take_along_axis(indices, order, axis=1)
+    return kernels.along(scores, order), kernels.along(indices, order)
 
 
 def close(labels: Array, indices: Array, neighbours: Array, *, combine: str = "union") -> Array:
@@ -93,14 +88,9 @@ def verdict(labels: Array, indices: Array, neighbours: Array, combine: str) -> t
 
     The undecided would be repelled for want of a vote, so an objective leaves them out of the background.
     """
-    xp = array_namespace(labels, indices, neighbours)
-    # Labels compare within one clustering only: compare clustering by clustering, then combine.
-    agreements = []
-    for h in range(labels.shape[0]):
-        mine = xp.take(labels[h, :], indices)[:, None]
-        agreements.append((kernels.entries(labels[h, :], neighbours) == mine) & (mine >= 0))
+    many = labels.shape[0]
+    votes = kernels.votes(labels, indices, neighbours)
     if combine != "majority":
-        return reduce(or_ if combine == "union" else and_, agreements), None
-    votes = reduce(add, (xp.astype(agreement, xp.int32) for agreement in agreements))
-    mask = 2 * votes >= len(agreements)
+        return votes >= (1 if combine == "union" else many), None
+    mask = votes >= (many + 1) // 2
     return mask, (votes > 0) & ~mask

@@ -19,14 +19,13 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from array_api_compat import array_namespace, device
-
 from la_core import check, kernels
 from la_core import lists as among
-from la_core.bank import State, inverse_norm, unit, update
+from la_core.bank import State, direction, mixed, unit
 from la_core.errors import InputError, ShapeError
 from la_core.kernels import BUDGET, Array
 from la_core.neighbours import COMBINATIONS, verdict
+from la_core.spaces import array_namespace, device
 
 
 class Terms(NamedTuple):
@@ -84,7 +83,7 @@ def fresh_rows(
     terms = []
     for mine, other in (halves, halves[::-1]):
         # ... a row of zeros has no direction, and leaves the sample its old row
-        full = update(State(bank), indices, other, mixing=1.0)
+        full = mixed(State(bank), indices, other, 1.0)
         terms.append(objective(mine, state._replace(bank=full.bank), indices))
         bank = kernels.put_rows(full.bank, indices, old)
     one, two = terms
@@ -118,7 +117,7 @@ def with_instances(
         xp = array_namespace(z, indices)
         batch = kernels.wide(kernels.rows_at(state.bank, indices))
         own = xp.arange(indices.shape[0], dtype=indices.dtype, device=device(indices))
-        loss, cotangent = instance_discrimination_and_cotangent(z, batch, own, temperature=temperature)
+        loss, cotangent = _discriminated(z, batch, own, temperature)  # of what the objective has checked
         return terms._replace(
             loss=(1 - weight) * terms.loss + weight * loss,
             cotangent=(1 - weight) * terms.cotangent + weight * cotangent,
@@ -177,7 +176,7 @@ def local_aggregation(
     v = unit(kernels.like(z, state.bank))
     scores, neighbours = kernels.nearest(v, state.bank, n_background, budget)
     mask, undecided = verdict(labels, indices, neighbours, combine)
-    return _ratio(_without(scores / temperature, undecided), mask)[0]
+    return kernels.softmax_ratio(_without(scores / temperature, undecided), mask)[0]
 
 
 def local_aggregation_and_cotangent(
@@ -222,8 +221,7 @@ def local_aggregation_terms(
     n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
     xp = array_namespace(z)
     bank = state.bank
-    u = kernels.like(z, bank)
-    v = unit(u)
+    v, scale = direction(kernels.like(z, bank))
     valid = None
     if lists is None:
         scores, neighbours = kernels.nearest(v, bank, n_background, budget)
@@ -233,10 +231,10 @@ def local_aggregation_terms(
     s = _without(scores / temperature, undecided)
     if valid is not None:
         s, mask = _without(s, ~valid), mask & valid
-    loss, weights = _ratio(s, mask)
+    loss, weights = kernels.softmax_ratio(s, mask)
     pull = kernels.weighted_rows(weights / (temperature * z.shape[0]), bank, neighbours)
     n_close = xp.sum(xp.astype(mask, xp.int32), axis=1, dtype=xp.int32)
-    return Terms(loss, xp.astype(_through_unit(pull, u, v), z.dtype, copy=False), n_close)
+    return Terms(loss, xp.astype(_through_unit(pull, v, scale), z.dtype, copy=False), n_close)
 
 
 _NOTHING = -1e30
@@ -249,31 +247,10 @@ def _without(s: Array, left_out: Array | None) -> Array:
     return s if left_out is None else xp.where(left_out, xp.full_like(s, _NOTHING), s)
 
 
-def _ratio(s: Array, mask: Array) -> tuple[Array, Array]:
-    """``lse(s) - lse(s[mask])`` for each row (B,), and its derivative with respect to ``s`` (B, k)."""
-    xp = array_namespace(s)
-    some = xp.any(mask, axis=1, keepdims=True)
-    peak = xp.max(s, axis=1, keepdims=True)
-    mass = xp.exp(s - peak)
-    total = xp.sum(mass, axis=1, keepdims=True)
-
-    # C has a peak of its own: far below B's, its mass would underflow to log(0). A row without C gets harmless
-    # numbers first and its stated value after, so that no branch of a derivative is NaN.
-    lowest = xp.min(s, axis=1, keepdims=True)
-    close_peak = xp.max(xp.where(mask, s, lowest), axis=1, keepdims=True)
-    close_mass = xp.where(mask, xp.exp(xp.where(mask, s, close_peak) - close_peak), xp.zeros_like(s))
-    close_total = xp.where(some, xp.sum(close_mass, axis=1, keepdims=True), xp.ones_like(total))
-
-    loss = (peak + xp.log(total)) - (close_peak + xp.log(close_total))
-    loss = xp.where(some, loss, xp.full_like(loss, math.log(s.shape[1])))
-    weights = xp.where(some, mass / total - close_mass / close_total, xp.zeros_like(s))
-    return xp.squeeze(loss, axis=1), weights
-
-
-def _through_unit(pull: Array, u: Array, v: Array) -> Array:
-    """dL/du from dL/dv, with ``v = u / ||u||``: ``(dL/dv - (dL/dv . v) v) / ||u||``."""
+def _through_unit(pull: Array, v: Array, scale: Array) -> Array:
+    """dL/du from dL/dv, with ``v = u / ||u||`` and ``scale = 1 / ||u||``: ``(dL/dv - (dL/dv . v) v) / ||u||``."""
     xp = array_namespace(pull)
-    return (pull - xp.sum(pull * v, axis=1, keepdims=True) * v) * inverse_norm(u)
+    return (pull - xp.sum(pull * v, axis=1, keepdims=True) * v) * scale
 
 
 def _door(
@@ -368,10 +345,22 @@ def instance_discrimination_and_cotangent(
 
     Arguments and errors are those of :func:`instance_discrimination`.
     """
-    xp = _instance_door(z, bank, indices, temperature, noise, log_z, budget)
-    temperature = float(temperature)
-    u = kernels.like(z, bank)
-    v = unit(u)
+    _instance_door(z, bank, indices, temperature, noise, log_z, budget)
+    return _discriminated(z, bank, indices, float(temperature), noise, log_z, budget)
+
+
+def _discriminated(
+    z: Array,
+    bank: Array,
+    indices: Array,
+    temperature: float,
+    noise: Array | None = None,
+    log_z: float | None = None,
+    budget: int = BUDGET,
+) -> tuple[Array, Array]:
+    """:func:`instance_discrimination_and_cotangent` of arguments that were checked already."""
+    xp = array_namespace(z)
+    v, scale = direction(kernels.like(z, bank))
     mine = kernels.wide(kernels.rows_at(bank, indices))
     own = xp.sum(v * mine, axis=1) / temperature
     if noise is None:
@@ -384,7 +373,7 @@ def instance_discrimination_and_cotangent(
         pull = kernels.weighted_rows(_sigmoid(others - offset), bank, noise)
         pull = pull - _sigmoid(offset - own)[:, None] * mine
     pull = pull / (temperature * z.shape[0])
-    return loss, xp.astype(_through_unit(pull, u, v), z.dtype, copy=False)
+    return loss, xp.astype(_through_unit(pull, v, scale), z.dtype, copy=False)
 
 
 def log_normaliser(n: int, dim: int, temperature: float) -> float:

@@ -16,11 +16,11 @@ from functools import wraps
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from la_core import kernels
 from la_core.comm import ALONE, Comm, first, joined, share
 from la_core.kernels import BUDGET, Array
+from la_core.spaces import array_namespace, device
 
 
 class Dealt(ABC):

@@ -14,11 +14,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from la_core import kernels
 from la_core.bank import inverse_norm
 from la_core.kernels import BUDGET, Array, blocks, itemsize
+from la_core.spaces import array_namespace, device
 
 ROWS = 128
 """Of a tile."""

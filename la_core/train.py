@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from la_core import check, evaluate, kernels, lists, shards, termination
 from la_core.bank import State, random_parts, random_rows, unit, update
@@ -40,6 +39,7 @@ from la_core.randomness import derived_seed, generator
 from la_core.resume import MODES, UNITS, Memory, Saving, fit, identity, restore, snapshot, told
 from la_core.run import AGGREGATION, WARM_UP, Callback, Run
 from la_core.settings import Settings
+from la_core.spaces import array_namespace, device
 from la_core.views import View, default_view
 
 RECALLED = 32

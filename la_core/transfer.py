@@ -19,7 +19,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from la_core import check, kernels
 from la_core.data import Samples, Workers, batches, load, samples
@@ -30,6 +29,7 @@ from la_core.evaluate.probe import WEIGHT_DECAYS
 from la_core.kernels import Array
 from la_core.protocol import Backend, Encoder
 from la_core.randomness import generator
+from la_core.spaces import array_namespace, device
 from la_core.views import View
 
 MEMORY = 8 << 30

@@ -112,6 +112,8 @@ class ImageView:
         """
         if sample.dtype != np.uint8 or sample.ndim not in (2, 3):
             raise DataError(f"an image must be (H, W) or (H, W, C) uint8; got {sample.shape} {sample.dtype}")
+        if rng is None and sample.shape[:2] == (self.size, self.size) and sample.shape[2:] in ((), (1,), (3,)):
+            return Begun(sample[:, :, 0] if sample.shape[2:] == (1,) else sample, ())  # as Pillow would leave it
         whole = _pillow().fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
         begun = (self._centre(whole), ()) if rng is None else self._random(whole, rng)
         return Begun(np.asarray(begun[0]), begun[1])

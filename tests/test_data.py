@@ -60,6 +60,20 @@ def test_the_evaluation_view_is_the_centred_square():
     np.testing.assert_array_equal(seen, np.ones((1, 10, 10), np.float32))
 
 
+def law_what_pillow_would_leave_alone_is_left_alone(shape):
+    """An image of its very size is its own evaluation view, whether or not it goes through Pillow."""
+    image = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    view = views.ImageView(size=6)
+    pixels = Image.fromarray(image[:, :, 0] if shape[2:] == (1,) else image)
+    want = np.asarray(view._centre(pixels))
+    np.testing.assert_array_equal(view.begin(image, None).pixels, want, strict=True)
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (6, 6, 1), (6, 6, 3), (6, 6, 4), (6, 9), (12, 12, 3)], ids=str)
+def test_what_pillow_would_leave_alone_is_left_alone(shape):
+    law_what_pillow_would_leave_alone_is_left_alone(shape)
+
+
 def test_a_view_without_randomness_left_is_the_evaluation_view():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)

@@ -1,5 +1,7 @@
 """Every override of every kernel against its reference, the reference run by array-api-strict in its strictest mode."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 
@@ -38,18 +40,38 @@ def arguments(name, rng, integers):
     chosen = rng.integers(0, n, (batch, k))
     budget = int(rng.choice(BUDGETS))
     written = rng.integers(0, n, batch)
+    alone = rng.permutation(batch + 3)[:batch]
+
+    def spoilt(x):
+        x[rng.random(x.shape) < 0.5] = rng.choice([0.0, 3e38, -3e38, np.inf, -np.inf, np.nan])
+        return x
+
     return {
         "top_k": lambda: (real(batch, n), k),
+        "along": lambda: (real(batch, n), chosen),
+        "falling": lambda: (real(batch, n),),
         "segment_sum": lambda: (real(n, dim), rng.integers(0, k, n), k),
         "put_rows": lambda: (real(n, dim), written, real(n, dim)[written]),
         "nearest": lambda: (real(batch, dim), real(n, dim), k, budget),
         "assign": lambda: (real(n, dim), real(k, dim), budget),
         "rows_at": lambda: (real(n, dim), written),
         "entries": lambda: (real(n, 1)[:, 0], chosen),
+        "votes": lambda: (rng.integers(-1, 3, (int(rng.choice([1, 2, 8, 300])), n)), written, chosen),
+        "mean_of_equals": lambda: (real(batch, dim), written if rng.random() < 0.5 else alone),
+        "finite": lambda: (spoilt(real(batch, dim)),),
+        "softmax_ratio": lambda: (
+            40 * real(batch, k),
+            rng.random((batch, k)) < rng.choice([0.0, 0.2, 1.0], (batch, 1)),
+        ),
         "scores_at": lambda: (real(batch, dim), real(n, dim), chosen),
         "weighted_rows": lambda: (real(batch, k), real(n, dim), chosen),
         "softmax_mean": lambda: (real(batch, dim), real(n, dim), 0.5, budget),
     }[name]()
+
+
+def masks(rng, batch, k):
+    """Of rows with none, some and all."""
+    return rng.random((batch, k)) < rng.choice([0.0, 0.2, 1.0], (batch, 1))
 
 
 def call(kernel, variant, args, dtype):
@@ -57,7 +79,8 @@ def call(kernel, variant, args, dtype):
         variant.asarray(a.astype(dtype) if a.dtype.kind == "f" else a) if isinstance(a, np.ndarray) else a for a in args
     ]
     results = kernel(*there)
-    return [variant.to_host(x) for x in (results if isinstance(results, tuple) else (results,))]
+    results = results if isinstance(results, tuple) else (results,)
+    return [np.array(x) if isinstance(x, bool) else variant.to_host(x) for x in results]
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -83,7 +106,7 @@ def test_override_is_the_reference_to_the_bit_on_integers(name, library, dtype, 
     got = call(kernel.overrides[library], LIBRARIES[library], args, dtype)
     want = call(kernel.reference, STRICT, args, dtype)
     for x, y in zip(got, want, strict=True):
-        if name == "softmax_mean":
+        if name in ("softmax_mean", "softmax_ratio"):
             assert_close(x, y, ACROSS[np.dtype(dtype)], 100.0)
         else:
             assert_same(x, y)
@@ -98,7 +121,7 @@ def test_override_is_the_reference_on_real_numbers(name, library, dtype, seed):
     got = call(kernel.overrides[library], LIBRARIES[library], args, dtype)
     want = call(kernel.reference, STRICT, args, dtype)
     for x, y in zip(got, want, strict=True):
-        if name in ("top_k", "put_rows"):
+        if name in ("top_k", "put_rows", "along", "falling"):
             assert_same(x, y)
         elif x.dtype.kind == "f":
             assert x.dtype == y.dtype
@@ -123,6 +146,57 @@ def test_ties_go_to_the_lowest_columns(library, k):
     values, columns = call(kernels.top_k, LIBRARIES[library], (x, k), np.float64)
     assert_same(columns, order)
     assert_same(values, np.take_along_axis(x, order, axis=1))
+
+
+def law_the_fast_ratio_is_the_reference(seed, dtype=np.float32):
+    """To the bit, by the same library: also where C is empty or all, and where some scores have no mass."""
+    rng = np.random.default_rng(seed)
+    batch, k = int(rng.choice([1, 2, 7])), int(rng.choice([1, 2, 33]))
+    s = torch.tensor((rng.choice([0.1, 5.0, 200.0]) * rng.standard_normal((batch, k))).astype(dtype))
+    mask = torch.tensor(masks(rng, batch, k))
+    s[torch.tensor(rng.random((batch, k)) < 0.2) & ~mask] = -1e30
+    before = s.clone()
+    for ours, theirs in zip(kernels.softmax_ratio(s, mask), kernels.softmax_ratio.reference(s, mask), strict=True):
+        assert_same(ours.numpy(), theirs.numpy())
+    assert_same(s.numpy(), before.numpy())
+
+
+@every_dtype
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_fast_ratio_is_the_reference(dtype, seed):
+    law_the_fast_ratio_is_the_reference(seed, dtype)
+
+
+def law_votes_are_the_reference(variant, seed):
+    """Negative labels too, more clusterings than a byte counts, and batches of several blocks."""
+    args = arguments("votes", np.random.default_rng(seed), True)
+    assert_same(*(call(kernel, to, args, None)[0] for kernel, to in ((kernels.votes, variant), (VOTES, STRICT))))
+
+
+VOTES = kernels.votes.reference
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_votes_in_blocks_are_the_reference(library, seed):
+    with mock.patch.object(kernels, "CACHE", 1):
+        law_votes_are_the_reference(LIBRARIES[library], seed)
+
+
+def law_means_of_equals_are_the_reference(variant, seed):
+    args = arguments("mean_of_equals", np.random.default_rng(seed), True)
+    want = call(kernels.mean_of_equals.reference, STRICT, args, np.float64)
+    assert_same(call(kernels.mean_of_equals, variant, args, np.float64)[0], want[0])
+
+
+def law_rows_are_sorted(variant, seed):
+    x = arguments("falling", np.random.default_rng(seed), False)[0]
+    assert_same(call(kernels.falling, variant, (x,), np.float64)[0], -np.sort(-x, axis=1))
+
+
+def law_infinity_is_told_from_a_large_sum(variant, seed):
+    args = arguments("finite", np.random.default_rng(seed), False)
+    assert bool(call(kernels.finite, variant, args, np.float32)[0]) == bool(np.isfinite(args[0]).all())
 
 
 # Derivatives (torch) ---------------------------------------------------------------------------------------------

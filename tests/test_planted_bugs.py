@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 import test_bank
 import test_clusters
+import test_data
+import test_kernels
 import test_neighbours
 import test_objectives
 import test_scan
 import test_tiles
 from planting import mutated
 from strategies import TEMPERATURES, make_case, make_search
-from variants import NUMPY, TORCH
+from variants import NUMPY, STRICT, TORCH
 
-from la_core import bank, clusters, kernels, neighbours, objectives, tiles
-from la_core.backends import scan
+from la_core import bank, clusters, kernels, neighbours, objectives, tiles, views
+from la_core.backends import host, scan
 from la_core.backends.torch import kernels as torch_kernels
 
 TRIALS = 12
@@ -79,33 +81,47 @@ all_used = on_seeds(test_clusters.law_every_cluster_is_used)
 squares = on_seeds(test_clusters.law_inertia_is_the_sum_of_squares)
 means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
 nearest_centroid = on_seeds(test_clusters.law_every_row_is_with_its_nearest_centroid)
+ratio = on_seeds(lambda variant, seed: test_kernels.law_the_fast_ratio_is_the_reference(seed))
 
 WEIGHTS = "mass / total - close_mass / close_total"
-THEIRS = "kernels.entries(labels[h, :], neighbours)"
+THEIRS = "entries(labels[h, :], neighbours)"
 PUT = "kernels.put_rows(bank, indices, rows)"
 
 BUGS = (
-    Bug("cotangent with the wrong sign", objectives._ratio, WEIGHTS, "close_mass / close_total - mass / total", derivative),
-    Bug("cotangent of rows without close neighbours", objectives._ratio, "xp.where(some, mass", "xp.where(some | True, mass", derivative),
+    Bug("cotangent with the wrong sign", kernels.softmax_ratio.reference, WEIGHTS, "close_mass / close_total - mass / total", derivative, (NUMPY,)),
+    Bug("cotangent of rows without close neighbours", kernels.softmax_ratio.reference, "xp.where(some, mass", "xp.where(some | True, mass", derivative, (NUMPY,)),
     Bug("cotangent of the sum, not the mean", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "temperature", derivative),
     Bug("cotangent without the temperature", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "z.shape[0]", derivative),
     Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
     Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
-    Bug("log of the wrong k", objectives._ratio, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative),
-    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "kernels.entries(labels[h - 1, :], neighbours)", renaming),
-    Bug("labels compared across clusterings", neighbours.verdict, THEIRS, "kernels.entries(labels[h - 1, :], neighbours)", within),
-    Bug("only the first clustering counts", neighbours.verdict, "range(labels.shape[0])", "range(1)", derivative),
-    Bug("no cluster is a cluster", neighbours.verdict, "& (mine >= 0)", "", derivative),
-    Bug("anchors off by one", neighbours.verdict, "xp.take(labels[h, :], indices)", "xp.take(labels[h, :], (indices + 1) % labels.shape[1])", permuting),
+    Bug("log of the wrong k", kernels.softmax_ratio.reference, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative, (NUMPY,)),
+    Bug("labels compared across clusterings", kernels.votes.reference, THEIRS, "entries(labels[h - 1, :], neighbours)", renaming, (STRICT,)),
+    Bug("labels compared across clusterings", kernels.votes.reference, THEIRS, "entries(labels[h - 1, :], neighbours)", within, (STRICT,)),
+    Bug("only the first clustering counts", kernels.votes.reference, "range(labels.shape[0])", "range(1)", derivative, (STRICT,)),
+    Bug("no cluster is a cluster", kernels.votes.reference, "& (mine >= 0)", "", derivative, (STRICT,)),
+    Bug("anchors off by one", kernels.votes.reference, "xp.take(labels[h, :], indices)", "xp.take(labels[h, :], (indices + 1) % labels.shape[1])", permuting, (STRICT,)),
     Bug("the undecided are repelled", neighbours.verdict, "(votes > 0) & ~mask", "(votes < 0) & ~mask", on_cases(
         lambda variant, case: test_objectives.law_cotangent_is_the_derivative(variant, replace(case, combine="majority", labels=np.repeat(case.labels, [1, 2], axis=0))))),
-    Bug("a direction of its own", bank.unit, "x * inverse_norm(x)", "(x + 0.1) * inverse_norm(x + 0.1)", rotating),
+    Bug("labels compared across clusterings", host.votes, "zip(labels, own", "zip(labels[::-1], own", within),
+    Bug("no cluster is a cluster", host.votes, "& (mine >= 0)", "", on_seeds(test_kernels.law_votes_are_the_reference)),
+    Bug("more votes than a byte counts", host.votes, "len(labels) < 256", "True", on_seeds(test_kernels.law_votes_are_the_reference)),
+    Bug("equals are thought distinct", host.distinct, "== indices.size", "<= indices.size", on_seeds(test_kernels.law_means_of_equals_are_the_reference)),
+    Bug("a large sum is taken for infinity", torch_kernels.finite, "bool(torch.isfinite(x).all())", "False", on_seeds(test_kernels.law_infinity_is_told_from_a_large_sum), (TORCH,)),
+    Bug("outside of C has mass", torch_kernels.softmax_ratio, ".mul_(inside)", "", ratio, (TORCH,)),
+    Bug("outside of C is infinite", torch_kernels.softmax_ratio, ".clamp_(max=0.0)", "", ratio, (TORCH,)),
+    Bug("gradient without C", torch_kernels.softmax_ratio, ".mul_(some)", "", ratio, (TORCH,)),
+    Bug("C with the peak of B", torch_kernels.softmax_ratio, "s.masked_fill(~mask, -torch.inf)", "s", ratio, (TORCH,)),
+    Bug("a row without its k goes unseen", scan._reaching, "(flat[::k] >= ends).all() and (flat[k - 1 :: k] < ends + n).all()", "n", on_seeds(test_scan.law_ties_do_not_make_up_for_a_nan)),
+    Bug("sorted the wrong way", torch_kernels.falling, "[:, ::-1]", "", on_seeds(test_kernels.law_rows_are_sorted), (TORCH,)),
+    Bug("the farthest centroid on a CPU", torch_kernels.assign.__wrapped__, "np.argmax(", "np.argmin(", nearest_centroid, (TORCH,)),
+    Bug("an image is left at another size", views.ImageView.begin, "== (self.size, self.size)", "!= ()", lambda _: test_data.law_what_pillow_would_leave_alone_is_left_alone((6, 9)), (NUMPY,)),
+    Bug("a direction of its own", bank.direction, "return x * scale", "return (x + 0.1) * scale", rotating),
     Bug("rows of the batch mixed up", objectives.local_aggregation_terms, "verdict(labels, indices, ", "verdict(labels, xp.flip(indices), ", batching),
-    Bug("bank not made unit again", bank.update, "mixed * scale", "mixed", unit_bank),
-    Bug("mixing the wrong way round", bank.update, "(1.0 - mixing) * old + mixing * fresh", "mixing * old + 0.25 * fresh", mixed_mean),
-    Bug("index off by one in the update", bank.update, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", mixed_mean),
-    Bug("index off by one in the update", bank.update, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", untouched),
-    Bug("duplicates not averaged", bank.update, "_mean_of_equals(unit(kernels.like(z, bank)), indices)", "unit(kernels.like(z, bank))", on_cases(
+    Bug("bank not made unit again", bank.mixed, "between * scale", "between", unit_bank),
+    Bug("mixing the wrong way round", bank.mixed, "(1.0 - mixing) * old + mixing * fresh", "mixing * old + 0.25 * fresh", mixed_mean),
+    Bug("index off by one in the update", bank.mixed, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", mixed_mean),
+    Bug("index off by one in the update", bank.mixed, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", untouched),
+    Bug("duplicates not averaged", bank.mixed, "kernels.mean_of_equals(unit(kernels.like(z, bank)), indices)", "unit(kernels.like(z, bank))", on_cases(
         lambda variant, case: test_bank.law_update_is_the_mixed_mean(variant, make_case(int(case.n_background), n=2, batch=5)))),
     Bug("index off by one between blocks", kernels.nearest.reference, "columns + rows.start", "columns + rows.start - int(rows.start > 0)", exact_search),
     Bug("last block forgotten", kernels.nearest.reference, "blocks(bank.shape[0], ", "blocks(max(k, bank.shape[0] - 1), ", exact_search),

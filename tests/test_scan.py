@@ -131,6 +131,29 @@ def test_nan_is_named(variant, row, k, parts):
         best(variant, np.ones((2, 3)), bank, k)
 
 
+def law_ties_do_not_make_up_for_a_nan(variant, seed):
+    """A row that reaches too few and one that reaches as many too many: in all there are as many as are wanted."""
+    rng = np.random.default_rng(seed)
+    n, k = 9, int(rng.integers(1, 4))
+    x = np.tile(np.arange(n, dtype=np.float64), (3, 1))
+    few, many = rng.permutation(3)[:2]
+    x[few, int(rng.integers(n - k))] = np.nan
+    x[many] = -x[many]
+    x[many, : k + 1] = 1.0
+    raised = False
+    try:
+        kernels.top_k(variant.asarray(x), k)
+    except NotFiniteError:
+        raised = True
+    assert raised
+
+
+@HOSTS
+@pytest.mark.parametrize("seed", range(12))
+def test_ties_do_not_make_up_for_a_nan(variant, seed):
+    law_ties_do_not_make_up_for_a_nan(variant, seed)
+
+
 def test_torch_keeps_its_threads():
     rng = np.random.default_rng(0)
     z, bank = (TORCH.asarray(unit_rows(rng, n, 8).astype(np.float32)) for n in (3, 20_000))

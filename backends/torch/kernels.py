@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from la_core import kernels
-from la_core.backends import gpu, scan
+from la_core.backends import gpu, host, scan
 from la_core.backends.scan import Map, pays
 from la_core.errors import NotFiniteError
 
@@ -29,10 +30,16 @@ def _full_precision(f: Callable[_P, _R]) -> Callable[_P, _R]:
     @wraps(f)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
         kind = next(a.device.type for a in args if isinstance(a, Tensor))
+        if not torch.is_autocast_enabled(kind):
+            return f(*args, **kwargs)
         with torch.autocast(device_type=kind, enabled=False):
             return f(*args, **kwargs)
 
     return run
+
+
+def _differentiated(*arrays: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in arrays)
 
 
 _triton: Any = gpu.load("torch.triton")
@@ -46,7 +53,10 @@ def _fused(x: Tensor, *shape: int) -> bool:
 @kernels.assign.override("torch")
 @_full_precision
 def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tuple[Tensor, Tensor]:
-    """Product and bias in one call, maximum and its place in another: a block is written once and read once."""
+    """Product and bias in one call, maximum and its place in another: a block is written once and read once.
+
+    On a CPU NumPy finds the place, by vector instructions; the maximum is what stands there.
+    """
     n, m = x.shape[0], centroids.shape[0]
     if _fused(x, n, m):
         labels, squares = _triton.assign(x, centroids)
@@ -57,7 +67,11 @@ def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tup
     best, labels = x.new_empty(n), torch.empty(n, dtype=torch.int64, device=x.device)
     for rows in kernels.blocks(n, size):
         block = torch.addmm(minus_half, x[rows], columns, out=room[: rows.stop - rows.start])
-        torch.max(block, dim=1, out=(best[rows], labels[rows]))
+        if x.device.type == "cpu":
+            np.argmax(block.numpy(), axis=1, out=labels[rows].numpy())
+            torch.gather(block, 1, labels[rows, None], out=best[rows, None])
+        else:
+            torch.max(block, dim=1, out=(best[rows], labels[rows]))
     return labels, (torch.linalg.vecdot(x, x) - 2.0 * best).clamp_(min=0.0)
 
 
@@ -65,8 +79,8 @@ def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tup
 def top_k(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """On a CPU by NumPy: its selection moves values alone, by vector instructions, where PyTorch's moves pairs."""
     if x.device.type == "cpu":
-        columns = torch.from_numpy(scan.top_k(x.detach().numpy(), k)[1])
-        return torch.gather(x, 1, columns), columns
+        values, columns = map(torch.from_numpy, scan.top_k(x.detach().numpy(), k))
+        return torch.gather(x, 1, columns) if _differentiated(x) else values, columns
     return top_k_of_torch(x, k)
 
 
@@ -84,6 +98,20 @@ def top_k_of_torch(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
         flat = reach.nonzero()
     columns = flat[:, 1].reshape(-1, k)
     return torch.gather(x, 1, columns), columns
+
+
+@kernels.along.override("torch")
+def along(x: Tensor, columns: Tensor) -> Tensor:
+    """``gather``, which takes a twentieth of the time of ``take_along_dim``."""
+    return torch.gather(x, 1, columns.long())
+
+
+@kernels.falling.override("torch")
+def falling(x: Tensor) -> Tensor:
+    """On a CPU by NumPy, which sorts by vector instructions, forty times as fast."""
+    if x.device.type != "cpu" or _differentiated(x):
+        return torch.sort(x, dim=1, descending=True).values
+    return torch.from_numpy(np.sort(x.detach().numpy(), axis=1)[:, ::-1].copy())
 
 
 @kernels.segment_sum.override("torch")
@@ -108,15 +136,59 @@ def entries(x: Tensor, indices: Tensor) -> Tensor:
     return x.index_select(0, indices.reshape(-1)).view(indices.shape)
 
 
+@kernels.votes.override("torch")
+def votes(labels: Tensor, indices: Tensor, neighbours: Tensor) -> Tensor:
+    """On a CPU by NumPy, whose calls on whole numbers take half as long."""
+    if labels.device.type != "cpu":
+        found: Tensor = kernels.votes.reference(labels, indices, neighbours)
+        return found
+    return torch.from_numpy(host.votes(labels.numpy(), indices.numpy(), neighbours.numpy()))
+
+
+@kernels.mean_of_equals.override("torch")
+def mean_of_equals(x: Tensor, indices: Tensor) -> Tensor:
+    """On a CPU each is the mean of itself, in most batches; a GPU would be waited for."""
+    if indices.device.type != "cpu" or not host.distinct(indices.numpy()):
+        means: Tensor = kernels.mean_of_equals.reference(x, indices)
+        return means
+    return x + 0.0  # as in a sum that begins at 0, which has no -0
+
+
+@kernels.finite.override("torch")
+def finite(x: Tensor) -> bool:
+    """A sum is finite only if all of it is; where it is not, which may be for its size alone, each is looked at."""
+    return math.isfinite(x.sum().item()) or bool(torch.isfinite(x).all())
+
+
+@kernels.softmax_ratio.override("torch")
+def softmax_ratio(s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """The reference in half the passes, in place. The numbers are the same.
+
+    What lies outside of C is not replaced before its exponential is taken but bounded by 1, and multiplied by 0 after.
+    """
+    if _differentiated(s):
+        return kernels.softmax_ratio.reference(s, mask)
+    inside = mask.to(s.dtype)
+    some = inside.amax(dim=1, keepdim=True)  # 0 or 1
+    peak = s.amax(dim=1, keepdim=True)
+    weights = (s - peak).exp_()
+    total = weights.sum(dim=1, keepdim=True)
+    close_peak = s.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True).masked_fill_(some == 0, 0.0)
+    close_mass = (s - close_peak).clamp_(max=0.0).exp_().mul_(inside)
+    close_total = close_mass.sum(dim=1, keepdim=True) + (1.0 - some)
+    loss = torch.where(some > 0, (peak + total.log()) - (close_peak + close_total.log()), math.log(s.shape[1]))
+    weights.div_(total).sub_(close_mass.div_(close_total)).mul_(some)
+    return loss[:, 0], weights
+
+
 @kernels.weighted_rows.override("torch")
 @_full_precision
 def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
     """One fused gather and sum: (B, k, D) is never built."""
-    differentiated = torch.is_grad_enabled() and (weights.requires_grad or bank.requires_grad)
     total: Tensor
     if bank.dtype is not weights.dtype:
         total = kernels.weighted_rows.reference(weights, bank, indices)
-    elif _fused(bank, *weights.shape, bank.shape[1]) and not differentiated:
+    elif _fused(bank, *weights.shape, bank.shape[1]) and not _differentiated(weights, bank):
         total = _triton.weighted_rows(weights, bank, indices)
     else:
         total = functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")

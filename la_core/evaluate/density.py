@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from array_api_compat import device
-
 from la_core import check, kernels, shards
 from la_core.bank import unit
 from la_core.errors import RangeError
 from la_core.evaluate.search import rows, search
 from la_core.kernels import BUDGET, Array
+from la_core.spaces import device
 
 
 class Densities(NamedTuple):
@@ -78,6 +77,6 @@ def densities(
     lines = kernels.rows_at(bank, indices)
     parts = []
     for _, cosines, _ in search(lines, bank, k_background, indices if own else None, 64 * (k_background + 1), budget):
-        falling = xp.clip(xp.sort(cosines, axis=1, descending=True), min=-1.0, max=1.0)
+        falling = xp.clip(kernels.falling(cosines), min=-1.0, max=1.0)
         parts.append((xp.mean(falling[:, :k_local], axis=1), xp.mean(falling, axis=1)))
     return Densities(*(xp.concat(column) for column in zip(*parts, strict=True)))

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from la_core import check, kernels
 from la_core.data import Samples, Workers
 from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
 from la_core.kernels import Array
 from la_core.protocol import Backend, Encoder
+from la_core.spaces import array_namespace
 from la_core.views import View
 
 Batch: TypeAlias = tuple[np.ndarray, np.ndarray]

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from array_api_compat import array_namespace, device
 
 from la_core import check, kernels
 from la_core.errors import ShapeError
 from la_core.evaluate.search import best, labelled, search
 from la_core.kernels import BUDGET, Array
+from la_core.spaces import array_namespace, device
 
 
 def knn(

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from la_core import check, kernels, shards
 from la_core.bank import unit
 from la_core.errors import KindError, RangeError, ShapeError
 from la_core.kernels import Array
+from la_core.spaces import array_namespace
 
 
 def rows(name: str, x: Array) -> None:
@@ -97,4 +96,4 @@ def search(
 def best(scores: Array, indices: Array, k: int) -> tuple[Array, Array]:
     """The best k of more, as a search for k finds them: (q, m), (q, m) -> (q, k), (q, k)."""
     scores, columns = kernels.top_k(scores, k)
-    return scores, array_namespace(indices).take_along_axis(indices, columns, axis=1)
+    return scores, kernels.along(indices, columns)
