@@ -21,3 +21,21 @@ def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np
 def distinct(indices: np.ndarray) -> bool:
     """Whether no two are equal."""
     return len(set(indices.tolist())) == indices.size
+
+
+def assign(x: np.ndarray, centroids: np.ndarray, budget: int = 8 * kernels.CACHE) -> tuple[np.ndarray, np.ndarray]:
+    """The reference with one room for all blocks; half of each centroid's square is a column more of the product."""
+    n, m = x.shape[0], centroids.shape[0]
+    size = max(64, budget // (m * kernels.itemsize(x)))
+    half = -0.5 * np.vecdot(centroids, centroids)
+    columns = np.ascontiguousarray(np.concatenate([centroids, half[:, None]], axis=1).T)
+    rows = np.ones((min(n, size), x.shape[1] + 1), x.dtype)
+    room = np.empty((min(n, size), m), x.dtype)
+    labels, best = np.empty(n, np.int64), np.empty(n, x.dtype)
+    for some in kernels.blocks(n, size):
+        k = some.stop - some.start
+        rows[:k, :-1] = x[some]
+        block = np.matmul(rows[:k], columns, out=room[:k])
+        np.argmax(block, axis=1, out=labels[some])
+        best[some] = block[np.arange(k), labels[some]]
+    return labels, np.clip(np.vecdot(x, x) - 2.0 * best, 0.0, None)

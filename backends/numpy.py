@@ -39,6 +39,7 @@ def _product(z: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
 
 
 kernels.votes.override("numpy")(host.votes)
+kernels.assign.override("numpy")(host.assign)
 
 
 @kernels.mean_of_equals.override("numpy")
