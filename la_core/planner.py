@@ -167,7 +167,7 @@ def _share(s: Settings, n: int, dim: int, cost: Cost | None, devices: int, rates
     wide = max(4, word)
     apart = s.bank_dtype != "same" or s.bank_store == "file"
     copies = 2 * min(own * dim * wide, kernels.BUDGET) if apart else own * dim * wide
-    blocks = kernels.BUDGET // 2 if any(tiles.pay(own, m) for m in sizes) else 4 * kernels.CACHE
+    blocks = max(8 * kernels.CACHE, kernels.BUDGET // 2 if any(tiles.pay(own, m) for m in sizes) else 0)
     memory = [
         Line(
             *("bank", 0 if s.bank_store == "file" else own * dim * word),

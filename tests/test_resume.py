@@ -514,7 +514,7 @@ def test_torch_goes_on_in_jax_and_says_what_starts_afresh(tmp_path):
 # It can fail --------------------------------------------------------------------------------------------------------
 
 BUGS = {
-    "bank left out": (Layout.told, "self._stored(bank)", "self._stored(np.roll(bank, 1, 0))"),
+    "bank left out": (Layout.told, "self._here(bank)", "self._here(np.roll(bank, 1, 0))"),
     "generator left out": (resume.restore, 'facts["step"]', "0"),
     "sampler left out": (resume.restore, "memory.number = found.place.number", "memory.number = 0"),
     "labels left out": (resume.restore, 'labels = state.get("labels")', "labels = None"),
