@@ -41,24 +41,24 @@ class Count(la_core.Callback):
 def main() -> None:
     """Run both layouts and print what the first process sees."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, value in (("n", 20_000), ("dim", 128), ("batch", 256), ("k", 1024), ("epochs", 1)):
+    for name, value in (("rows", 20_000), ("dim", 128), ("batch", 256), ("k", 1024), ("epochs", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     o = parser.parse_args()
-    features = np.random.default_rng(0).standard_normal((o.n, 32)).astype(np.float32)
+    features = np.random.default_rng(0).standard_normal((o.rows, 32)).astype(np.float32)
     backend = la_core.backend("torch")
     settings = la_core.Settings(
         epochs=o.epochs, warmup_epochs=0, batch_size=o.batch, n_background=o.k, n_clusters=100, n_clusterings=1,
         n_iter=2, knn_every=0, health_every=0,
     )  # fmt: skip
     for layout in LAYOUTS:
-        count, encoder = Count(-(-o.n // o.batch)), MLP(backend, (32, o.dim), settings)
+        count, encoder = Count(-(-o.rows // o.batch)), MLP(backend, (32, o.dim), settings)
         run = la_core.train(
             features, encoder, backend=backend, settings=settings, callbacks=[count], progress=False, bank_layout=layout
         )
         if run.team.first:
             weights = sum(x.size for x in encoder.weights().values())
             size = run.team.comm.size
-            said = sum(traffic(layout, size, n=o.n, dim=o.dim, batch=run.last_batch, k=o.k, weights=weights))
+            said = sum(traffic(layout, size, n=o.rows, dim=o.dim, batch=run.last_batch, k=o.k, weights=weights))
             quartiles = 1000 * np.quantile(count.seconds, (0.25, 0.5, 0.75))
             held = shards.held(run.state.bank)[0]
             print(
