@@ -112,7 +112,7 @@ def with_instances(
     weight = check.number("weight", weight, 0.0, 1.0)
     temperature = check.number("temperature", temperature, 0.0, open_low=True)
 
-    def mixed(z: Array, state: State, indices: Array) -> Terms:
+    def both(z: Array, state: State, indices: Array) -> Terms:
         terms = objective(z, state, indices)
         xp = array_namespace(z, indices)
         batch = kernels.wide(kernels.rows_at(state.bank, indices))
@@ -123,7 +123,7 @@ def with_instances(
             cotangent=(1 - weight) * terms.cotangent + weight * cotangent,
         )
 
-    return mixed
+    return both
 
 
 # Local Aggregation -----------------------------------------------------------------------------------------------

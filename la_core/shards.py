@@ -29,10 +29,15 @@ class Dealt(ABC):
     ndim = 2
     rows: Array
     """Those that are at hand."""
-    shape: tuple[int, int]
-    """(N, D) of the whole bank."""
+    n: int
+    """Rows of the whole bank."""
     comm: Comm
     """Who else has rows of which this process knows nothing."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, D) of the whole bank."""
+        return self.n, self.rows.shape[1]
 
     @property
     def dtype(self) -> Any:
@@ -94,13 +99,12 @@ class Shard(Dealt):
     """
 
     def __init__(self, rows: Array, n: int, comm: Comm) -> None:
-        self.rows, self.comm = rows, comm
-        self.shape = (n, rows.shape[1])
+        self.rows, self.n, self.comm = rows, n, comm
         self.start = first(n, comm)
 
     def of(self, rows: Array) -> Shard:
         """A bank of other rows in the same places."""
-        return Shard(rows, self.shape[0], self.comm)
+        return Shard(rows, self.n, self.comm)
 
     def places(self, indices: Array) -> tuple[Array, Array]:
         """Which of the indices are held here, and where: any held row for one that is not."""
@@ -144,11 +148,11 @@ class Shard(Dealt):
 
     def joined(self, x: Array) -> Array:
         """By rank."""
-        return joined(x, self.shape[0], self.comm)
+        return joined(x, self.n, self.comm)
 
     def whole(self, to_host: Callable[[Array], Any], budget: int) -> Any:
         """Some rows of each at a time."""
-        n, comm = self.shape[0], self.comm
+        n, comm = self.n, self.comm
         c = share(n, comm)
         host = None
         for some in kernels.blocks(c, budget // (comm.size * self.shape[1] * kernels.itemsize(self.rows))):

@@ -119,12 +119,13 @@ def mutants(options, folder):
 def processes(options, folder):
     """Every kind of run by every number of processes; every fault in every phase, in both layouts."""
     import test_processes as tests
-    from teams import TIMEOUT, Warm
+    from teams import TIMEOUT
+    from teams import warm as begun
 
     kinds, layouts = ("plain", "two views", "lists", "nce"), ("replicated", "sharded")
     grid = [(kind, dtype, layout) for kind in kinds for dtype in tests.TOLERANCE for layout in layouts]
     cases = [(*case, [2, 3, 4], 20) for case in grid if case[0] != "lists" or case[2] == "replicated"]
-    warm, late = Warm("test_processes"), []
+    warm, late = begun("test_processes"), []
     for case in cases:
         warm("law_any_number_of_processes_makes_the_same_run", [case], False)
     for number in range(len(layouts) * 2 * len(tests.PHASES) * len(tests.FAULTS)):
@@ -144,7 +145,7 @@ def devices(options, folder):
     """Every kind of run on every number of devices, in both layouts; ragged batches."""
     import test_jax_devices as tests
 
-    warm, count = tests.Warm(), 0
+    warm, count = tests.eight_devices(), 0
     for kind in ("plain", "two views", "lists", "nce"):
         for dtype in tests.TOLERANCE:
             for layout in ("replicated", "sharded")[: 1 if kind == "lists" else 2]:

@@ -1,12 +1,11 @@
 """Runs of several processes, forked from one that has everything imported, and what may go wrong in one of them.
 
-Laws are called in a process of its own, without threads, that is forked from a :class:`Warm` one.
+Laws are called in a process of its own, without threads, that is forked from one that serves (:func:`warm`).
 """
 
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -15,12 +14,12 @@ import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib import import_module
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from runs import CLASSES, FEATURES, SIZES, VIEW
+from serving import Warm
 
 import la_core
 from la_core.mlp import MLP
@@ -31,31 +30,9 @@ TIMEOUT = 5
 """Seconds that a process waits for the others, where something is to go wrong."""
 
 
-class Warm:
-    """A process with everything imported, which calls laws: each in a fork, so that none finds what another left."""
-
-    def __init__(self, module):
-        self._process = subprocess.Popen(
-            [sys.executable, __file__, module],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, law, *arguments):
-        """What the law of that name returns, of plain arguments. AssertionError with all that it said if it fails."""
-        plain = [str(a) if isinstance(a, Path) else a for a in arguments]
-        self._process.stdin.write(json.dumps([law, plain]) + "\n")
-        self._process.stdin.flush()
-        ok, result = json.loads(self._process.stdout.readline())
-        assert ok, result
-        return result
-
-    def close(self):
-        """End it: nothing of it is needed any more."""
-        self._process.kill()
-        self._process.communicate()
+def warm(module):
+    """A process with everything imported, which calls laws of a module: each in a fork, that finds nothing left."""
+    return Warm(__file__, module)
 
 
 def _serve(module):

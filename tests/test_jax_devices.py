@@ -5,18 +5,17 @@ Laws are called in one process of their own that has eight devices; ``pytest`` i
 
 import json
 import os
-import subprocess
 import sys
 import traceback
 import warnings
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import pytest
 from planting import mutated
 from runs import CLASSES, FEATURES, KINDS, SIZES, VIEW, Stop
+from serving import Warm
 
 import la_core
 from la_core import Callback, evaluate, health, kernels, shards
@@ -47,31 +46,10 @@ FLOAT32 = replace(RUNS["plain"], **BARE)
 FLOAT64 = replace(RUNS["two views"], dtype="float64")
 
 
-class Warm:
-    """The process with eight devices. AssertionError with all that a law said if it fails."""
-
-    def __init__(self):
-        flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
-        self._process = subprocess.Popen(
-            [sys.executable, __file__],
-            env={**os.environ, "XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def __call__(self, law, *arguments):
-        plain = [str(a) if isinstance(a, Path) else a for a in arguments]
-        self._process.stdin.write(json.dumps([law, plain]) + "\n")
-        self._process.stdin.flush()
-        ok, said = json.loads(self._process.stdout.readline())
-        assert ok, said
-        return said
-
-    def close(self):
-        """End it: nothing of it is needed any more."""
-        self._process.kill()
-        self._process.communicate()
+def eight_devices():
+    """The process that has them."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={DEVICES}"
+    return Warm(__file__, XLA_FLAGS=flags)
 
 
 def _serve():
@@ -89,7 +67,7 @@ def _serve():
 
 @pytest.fixture(scope="module")
 def warm():
-    process = Warm()
+    process = eight_devices()
     yield process
     process.close()
 

@@ -17,7 +17,7 @@ import teams
 import torch
 from planting import mutated
 from runs import KINDS, SIZES, Stop
-from teams import TIMEOUT, Warm, facts, go, perceptron, same, team
+from teams import TIMEOUT, facts, go, perceptron, same, team
 from test_not_finite import Faulty
 from torch import nn
 
@@ -59,7 +59,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def warm():
-    process = Warm("test_processes")
+    process = teams.warm("test_processes")
     yield process
     process.close()
 

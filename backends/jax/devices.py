@@ -115,11 +115,6 @@ class MeshBank(Dealt):
         self.rows, self.n, self.mesh = rows, n, mesh
 
     @property
-    def shape(self) -> tuple[int, int]:  # type: ignore[override]
-        """(N, D)"""
-        return self.n, self.rows.shape[1]
-
-    @property
     def device(self) -> Any:
         """All of them: what is asked and answered is whole on each."""
         return NamedSharding(self.mesh, WHOLE)
