@@ -99,16 +99,17 @@ def cluster(
 
     rows, comm = shards.held(bank)
     n, mine, dtype = rows.shape[0], part(bank.shape[0], comm), kernels.wide(rows[:1, :]).dtype
-    tiled = shards.in_one_place(bank) and any(tiles.pay(n, m) for m in sizes)
-    near = tiles.order(rows, generator(seed, "tiles")) if tiled else None
     runs = []
     for h, m in enumerate(sizes):
         if start is None:
             chosen = generator(seed, "clusters", h).choice(bank.shape[0], size=m, replace=False)
             centroids = kernels.wide(kernels.rows_at(bank, xp.asarray(chosen, device=device(bank))))
+            before = None
         else:
-            centroids = means(bank, start[h, mine], xp.zeros(n, dtype=dtype, device=device(bank)), m)
-        runs.append(lloyd(bank, centroids, n_iter, tolerance, near if tiles.pay(n, m) else None))
+            labels = start[h, mine]
+            centroids, counts = means(bank, labels, xp.zeros(n, dtype=dtype, device=device(bank)), m)
+            before = Before(labels, about_means(bank, centroids, counts))
+        runs.append(lloyd(bank, centroids, n_iter, tolerance, before))
     return Clustering(
         labels=xp.stack([shards.entries(xp.astype(labels, xp.int32), bank) for labels, _, _ in runs]),
         inertia=xp.asarray([history[-1] for _, _, history in runs], dtype=dtype, device=device(bank)),
@@ -117,39 +118,65 @@ def cluster(
     )
 
 
+class Before(NamedTuple):
+    """What a clustering goes on from."""
+
+    labels: Array
+    """(N,)"""
+    inertia: float
+    """About the means of the rows with each label, to a few units of rounding of the rows' squares."""
+
+
 def lloyd(
-    x: Array, centroids: Array, n_iter: int, tolerance: float, near: Array | None = None
+    x: Array, centroids: Array, n_iter: int, tolerance: float, before: Before | None = None
 ) -> tuple[Array, Array, list[float]]:
     """One k-means: labels (N,), centroids (m, D), and the inertia at the start and after every iteration.
 
-    Of a :class:`la_core.shards.Dealt` labels are those of the rows at hand. ``near`` is an order of these in which
-    neighbours lie together, for :mod:`la_core.tiles`. It is used as long as it saves work.
+    Of a :class:`la_core.shards.Dealt` labels are those of the rows at hand. What there is ``before`` has the centroids
+    for its means.
     """
     xp = array_namespace(x)
     rows, comm = shards.held(x)
+    tiled = shards.in_one_place(x) and tiles.pay(rows.shape[0], centroids.shape[0])
 
-    def assigned(centroids: Array) -> tuple[Array, Array]:
-        nonlocal near
-        if near is None:
+    def assigned(centroids: Array, labels: Array | None) -> tuple[Array, Array]:
+        nonlocal tiled
+        if labels is None or not tiled:
             return shards.assigned(x, centroids)
-        labels, squares, share = tiles.assign(rows, near, centroids)
-        back = xp.argsort(near)
-        near = near if share >= tiles.MOSTLY else None
-        return xp.take(labels, back), xp.take(squares, back)
+        found, squares, share = tiles.assign(rows, labels, centroids)
+        tiled = share >= tiles.MOSTLY
+        return found, squares
 
-    labels, squares = assigned(centroids)
+    labels, squares = assigned(centroids, before.labels if before else None)
     history = [float(comm.all_sum(xp.sum(squares)))]
+    # About the means of its own rows a clustering is better than ``history`` says: known before the next assignment.
+    own = [before.inertia] if before and tolerance else []
     for left in reversed(range(n_iter)):
-        moved = means(x, labels, squares, centroids.shape[0])
-        new_labels, new_squares = assigned(moved)
+        moved, counts = means(x, labels, squares, centroids.shape[0])
+        by = moved - centroids
+        own.append(history[-1] - float(xp.sum(counts[:, 0] * xp.vecdot(by, by))))
+        # What a cluster without rows gains where it is put is not known so early.
+        known = history if bool(xp.any(counts == 0.0)) else own
+        if len(known) > 1 and to_come(known, left + 1) <= tolerance * known[-1]:
+            break
+        new_labels, new_squares = assigned(moved, labels)
         inertia = float(comm.all_sum(xp.sum(new_squares)))
         if inertia > history[-1]:  # by rounding alone, at a fixed point
             break
         labels, squares, centroids = new_labels, new_squares, moved
         history.append(inertia)
-        if to_come(history, left) <= tolerance * inertia:
-            break
     return labels, centroids, history
+
+
+def about_means(x: Array, centroids: Array, counts: Array) -> float:
+    """The inertia about centroids that are means of so many rows each."""
+    xp = array_namespace(x)
+
+    def squares(rows: Array) -> tuple[Array]:
+        return (sum(xp.sum(kernels.wide(rows[some, :]) ** 2) for some in kernels.read_in_blocks(rows)),)
+
+    (whole,) = shards.sums(squares, x)
+    return float(whole - xp.sum(counts[:, 0] * xp.vecdot(centroids, centroids)))
 
 
 def to_come(history: list[float], left: int) -> float:
@@ -159,13 +186,17 @@ def to_come(history: list[float], left: int) -> float:
     last value and 1.
     """
     gain = history[-2] - history[-1]
-    last = gain / (history[-3] - history[-2]) if len(history) > 2 and gain > 0.0 else 1.0
-    share = (1.0 + min(last, 1.0)) / 2.0
+    before = history[-3] - history[-2] if len(history) > 2 else 0.0
+    last = min(max(gain / before, 0.0), 1.0) if before > 0.0 else 1.0
+    share = (1.0 + last) / 2.0
     return gain * sum(share**i for i in range(1, left + 1))
 
 
-def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
-    """The mean row of every cluster (m, D); a cluster without rows takes one of the rows farthest from its centroid."""
+def means(x: Array, labels: Array, squares: Array, m: int) -> tuple[Array, Array]:
+    """The mean row of every cluster (m, D), and how many rows it has (m, 1).
+
+    A cluster without rows takes one of the rows farthest from its centroid.
+    """
     xp = array_namespace(x)
     centroids, counts = shards.segment_mean(x, labels, m)
     n_empty = int(xp.sum(xp.astype(counts == 0, xp.int32)))
@@ -173,4 +204,4 @@ def means(x: Array, labels: Array, squares: Array, m: int) -> Array:
         empty = xp.argsort(counts[:, 0], stable=True)[:n_empty]
         far = shards.largest(squares, n_empty, x.shape[0], shards.held(x)[1])
         centroids = kernels.put_rows(centroids, empty, kernels.wide(kernels.rows_at(x, far)))
-    return centroids
+    return centroids, counts

@@ -166,8 +166,9 @@ def _share(s: Settings, n: int, dim: int, cost: Cost | None, devices: int, rates
     batch = -(-n // dry.steps_per_epoch) * s.views
     wide = max(4, word)
     apart = s.bank_dtype != "same" or s.bank_store == "file"
+    blocks = 8 * kernels.CACHE
     copies = 2 * min(own * dim * wide, kernels.BUDGET) if apart else own * dim * wide
-    blocks = max(8 * kernels.CACHE, kernels.BUDGET // 2 if any(tiles.pay(own, m) for m in sizes) else 0)
+    tiled = max((tiles.memory(own, m, wide) for m in sizes if tiles.pay(own, m)), default=0)
     memory = [
         Line(
             *("bank", 0 if s.bank_store == "file" else own * dim * word),
@@ -176,9 +177,9 @@ def _share(s: Settings, n: int, dim: int, cost: Cost | None, devices: int, rates
         Line("labels", s.n_clusterings * n * 4, f"{s.n_clusterings} clusterings x {n} x 4 bytes, on every device"),
         Line(
             "clustering",
-            own * PER_ROW + copies + 3 * max(sizes) * (dim + 2) * wide + blocks,
+            own * PER_ROW + copies + 3 * max(sizes) * (dim + 2) * wide + tiled + blocks,
             f"{rows} x {PER_ROW} bytes + rows by cluster, {_bytes(copies)} + 3 x {max(sizes)} centroids x {dim + 2} x "
-            f"{wide} bytes + blocks, {_bytes(blocks)}, at most; in turn with the search",
+            f"{wide} bytes + tiles, {_bytes(tiled)} + blocks, {_bytes(blocks)}, at most; in turn with the search",
         ),
         Line("search", 1.5 * s.budget, "1.5 x budget, at most"),
     ]

@@ -1,37 +1,38 @@
-"""Nearest centroids without a look at all of them: tiles of rows that lie together, and the centroids near a tile.
+"""Nearest centroids without a look at all of them: rows of one cluster, and the centroids near its own.
 
-Rows are put in an order in which neighbours lie together, and cut into tiles of a fixed size. All rows of a tile are
-compared with the ``NEAR`` centroids nearest to its mean, in one dense product.
+Between two iterations most rows stay where they are, or go to a cluster near by. So rows are put in *tiles*, each of
+rows of one cluster, and all rows of a tile are compared with the ``NEAR`` centroids nearest to that of the cluster, in
+one dense product.
 
-Why that can be trusted. For a row x of a tile with mean c, and any centroid j that was left out,
+Why that can be trusted. For a row x of a cluster with centroid c, and any centroid j that was left out,
 ``|x - j| >= |c - j| - |x - c| >= far - |x - c|``, where ``far`` is the distance from c to the farthest centroid that
 was compared. So if the nearest centroid found is nearer than ``far - |x - c|``, it is the nearest of all: the row is
-*sure*. On data with structure most rows are; rows that are not are few enough to be compared with all centroids.
+*sure*. On data with structure most rows are; rows that are not are compared with all centroids. It does not matter
+where the clusters come from: labels that fit badly leave more rows unsure.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
-
 from la_core import kernels
-from la_core.bank import inverse_norm
-from la_core.kernels import BUDGET, Array, blocks, itemsize
+from la_core.kernels import CACHE, Array, blocks, entries, itemsize
 from la_core.spaces import array_namespace, device
 
-ROWS = 128
+ROWS = 32
 """Of a tile."""
 NEAR = 128
 """Centroids that a tile is compared with."""
-MOSTLY = 0.15
+MOSTLY = 0.25
 """Share of the rows that must be sure of what their tile found, or else tiles are no use."""
 SLACK = 32
 """Units of rounding by which the square of a distance may be off."""
+SHAPES = 64
+"""How many different numbers of rows may have to be compared with all centroids."""
 
 
 class Found(NamedTuple):
-    """A centroid for each of some rows."""
+    """A centroid for each row."""
 
     labels: Array
     squares: Array
@@ -40,95 +41,109 @@ class Found(NamedTuple):
     """bool: it is the nearest of all."""
 
 
+class Tiles(NamedTuple):
+    """Where the rows of each cluster are."""
+
+    rows: Array
+    """(tiles, ROWS): a cluster that does not fill its last tile repeats a row."""
+    cluster: Array
+    """(tiles,)"""
+    slots: Array
+    """(N,) where each row is in the flat ``rows``."""
+
+
 def pay(n: int, m: int) -> bool:
     """Whether tiles are worth it for n rows and m centroids."""
-    return n >= 128 * ROWS and m >= 8 * NEAR
+    return n >= 8 * m >= 64 * NEAR
 
 
-def order(x: Array, rng: np.random.Generator) -> Array:
-    """An order of the rows (N,) in which neighbours lie together: by the nearest of some pivots, in a tree's order.
-
-    Two rounds of k-means on a sample place the pivots: a power of two, ``1.5 sqrt(N)`` to ``3 sqrt(N)``.
-    """
-    xp = array_namespace(x)
-    n = x.shape[0]
-    depth = int(np.log2(min(n, 3 * np.sqrt(n))))
-    drawn = rng.choice(n, size=min(n, 32 * 2**depth), replace=False)
-    sample = kernels.wide(xp.take(x, xp.asarray(drawn, device=device(x)), axis=0))
-    pivots = sample[: 2**depth, :]
-    for _ in range(2):
-        labels, _ = kernels.assign(sample, pivots)
-        means, counts = kernels.segment_mean(sample, labels, 2**depth)
-        pivots = xp.where(counts > 0, means, pivots)
-    place = xp.argsort(tree_order(pivots))
-    return xp.argsort(xp.take(place, kernels.assigned(x, pivots)[0]), stable=True)
+def memory(n: int, m: int, word: int) -> int:
+    """Bytes that :func:`near` takes at most beside copies of rows: for each row of a tile, each row, and each list."""
+    return (n + (ROWS - 1) * m) * (16 + 8 * word) + n * (20 + 2 * word) + 2 * m * NEAR * 4 + 16 * CACHE
 
 
-def tree_order(x: Array) -> Array:
-    """Rows (2^d, D) in the order of the leaves of a tree that halves them, each time along their principal axis."""
-    xp = array_namespace(x)
-    n, dim = x.shape
-    leaves = xp.reshape(xp.arange(n, device=device(x)), (1, n))
-    while leaves.shape[1] > 1:
-        nodes = xp.reshape(xp.take(x, xp.reshape(leaves, (-1,)), axis=0), (*leaves.shape, dim))
-        nodes = nodes - xp.mean(nodes, axis=1, keepdims=True)
-        axis = nodes[:, :1, :]
-        for _ in range(4):  # powers of the covariance turn any start towards its first eigenvector
-            axis = (axis @ xp.matrix_transpose(nodes)) @ nodes
-            axis = axis * inverse_norm(axis)
-        along = xp.sum(nodes * axis, axis=2)
-        halved = xp.take_along_axis(leaves, xp.argsort(along, axis=1, stable=True), axis=1)
-        leaves = xp.reshape(halved, (2 * leaves.shape[0], -1))
-    return xp.reshape(leaves, (-1,))
+def by_cluster(labels: Array, m: int, together: int = 1) -> Tiles:
+    """Tiles of the rows with these labels (N,), their number filled up to a multiple of ``together``."""
+    xp, at = array_namespace(labels), device(labels)
+    n, order = labels.shape[0], xp.argsort(labels, stable=True)
+    own = xp.take(labels, order)
+    ends = xp.searchsorted(own, xp.arange(m, dtype=own.dtype, device=at), side="right")
+    starts = xp.concat([xp.zeros_like(ends[:1]), ends[:-1]])
+    last = xp.cumulative_sum((ends - starts + ROWS - 1) // ROWS)
+    first = xp.concat([xp.zeros_like(last[:1]), last[:-1]])
+
+    number = xp.arange(-(-int(last[-1]) // together) * together, dtype=last.dtype, device=at)
+    cluster = xp.clip(xp.searchsorted(last, number, side="right"), max=m - 1)
+    begin = xp.take(starts, cluster) + ROWS * (number - xp.take(first, cluster))
+    ranks = begin[:, None] + xp.arange(ROWS, dtype=begin.dtype, device=at)
+    ranks = xp.clip(xp.minimum(ranks, xp.take(ends, cluster)[:, None] - 1), min=0)
+    slots = ROWS * xp.take(first, own) + xp.arange(n, dtype=first.dtype, device=at) - xp.take(starts, own)
+    return Tiles(entries(order, ranks), cluster, xp.take(slots, xp.argsort(order)))
 
 
-def near(x: Array, rows: Array, centroids: Array, candidates: int, budget: int = BUDGET) -> Found:
-    """The nearest of the centroids near a row's tile: ``(N, D), (R,) rows by locality, (m, D) -> (R,)``."""
+def neighbours(centroids: Array, candidates: int) -> tuple[Array, Array]:
+    """The centroids nearest to each (m, candidates), itself among them, and the square of the farthest's distance."""
+    xp, m = array_namespace(centroids), centroids.shape[0]
+    squared = xp.vecdot(centroids, centroids)
+    near, far = [], []
+    for some in blocks(m, 8 * CACHE // (m * itemsize(centroids))):
+        closeness, found = kernels.top_k(
+            2.0 * centroids[some, :] @ xp.matrix_transpose(centroids) - squared, candidates
+        )
+        near.append(xp.astype(found, xp.int32))
+        far.append(squared[some][:, None] - xp.min(closeness, axis=1, keepdims=True))
+    return xp.concat(near), xp.concat(far)
+
+
+def near(x: Array, labels: Array, centroids: Array, candidates: int) -> Found:
+    """The nearest of the centroids near a row's own: ``(N, D), (N,) in [0, m), (m, D)``."""
     xp = array_namespace(x)
     dim, m = centroids.shape[1], centroids.shape[0]
     squared = xp.vecdot(centroids, centroids)
     rounding = SLACK * float(xp.finfo(centroids.dtype).eps)
-    filled = xp.concat([rows, xp.broadcast_to(rows[-1:], (-rows.shape[0] % ROWS,))])  # to whole tiles
-    per_tile = itemsize(centroids) * (2 * ROWS * (dim + candidates) + candidates * dim + 4 * m)
-    parts: list[Found] = []
-    for some in blocks(filled.shape[0] // ROWS, budget // (4 * per_tile)):
-        chosen = filled[some.start * ROWS : some.stop * ROWS]
-        tile = xp.reshape(kernels.wide(xp.take(x, chosen, axis=0)), (-1, ROWS, dim))
-        mean = xp.mean(tile, axis=1)
-        closeness, near = kernels.top_k(2.0 * mean @ xp.matrix_transpose(centroids) - squared, candidates)
-        size = xp.vecdot(mean, mean)[:, None]
-        far = size - xp.min(closeness, axis=1, keepdims=True)  # squared, as all distances here
-
-        flat = xp.reshape(near, (-1,))
+    near, far = neighbours(centroids, candidates)
+    per_tile = itemsize(centroids) * (2 * ROWS * (dim + candidates) + candidates * dim)
+    together = max(1, 4 * CACHE // per_tile)
+    tiles = by_cluster(labels, m, together)
+    parts = []
+    for some in blocks(tiles.rows.shape[0], together):
+        own, rows = tiles.cluster[some], xp.reshape(tiles.rows[some, :], (-1,))
+        tile = xp.reshape(kernels.wide(xp.take(x, rows, axis=0)), (-1, ROWS, dim))
+        mean = xp.take(centroids, own, axis=0)[:, None, :]
+        listed = xp.take(near, own, axis=0)
+        flat = xp.reshape(listed, (-1,))
         compared = xp.reshape(xp.take(centroids, flat, axis=0), (-1, candidates, dim))
         score = tile @ xp.matrix_transpose(compared) - 0.5 * xp.reshape(xp.take(squared, flat), (-1, 1, candidates))
         first = xp.argmax(score, axis=2, keepdims=True)
+        label = xp.take_along_axis(listed, first[:, :, 0], axis=1)
         best = xp.take_along_axis(score, first, axis=2)[:, :, 0]
-        label = xp.take_along_axis(near, first[:, :, 0], axis=1)
+        parts.append((label, best, (mean @ xp.matrix_transpose(tile))[:, 0, :], xp.sum(tile * tile, axis=2)))
+    label, best, with_mean, length = (xp.concat(part) for part in zip(*parts, strict=True))
 
-        own = xp.vecdot(tile, tile)
-        square = xp.clip(own - 2.0 * best, min=0.0)
-        apart = xp.clip(own - 2.0 * (tile @ mean[:, :, None])[:, :, 0] + size, min=0.0)
-        off = rounding * (xp.max(own, axis=1, keepdims=True) + xp.max(squared))
-        sure = xp.sqrt(square + off) + xp.sqrt(apart + off) < xp.sqrt(xp.clip(far - off, min=0.0))
-        parts.append(Found(*(xp.reshape(part, (-1,)) for part in (label, square, sure))))
-    return Found(*(xp.concat(part)[: rows.shape[0]] for part in zip(*parts, strict=True)))
+    square = xp.clip(length - 2.0 * best, min=0.0)
+    apart = xp.clip(length - 2.0 * with_mean + xp.take(squared, tiles.cluster)[:, None], min=0.0)
+    off = rounding * (xp.max(length, axis=1, keepdims=True) + xp.max(squared))
+    limit = xp.sqrt(xp.clip(xp.take(far, tiles.cluster, axis=0) - off, min=0.0))
+    sure = xp.sqrt(square + off) + xp.sqrt(apart + off) < limit
+    return Found(*(xp.take(xp.reshape(part, (-1,)), tiles.slots) for part in (label, square, sure)))
 
 
-def assign(x: Array, rows: Array, centroids: Array) -> tuple[Array, Array, float]:
-    """The nearest centroid of each of the rows, the square of the distance, and the share of rows that tiles found.
+def assign(x: Array, labels: Array, centroids: Array) -> tuple[Array, Array, float]:
+    """The nearest centroid of each row, the square of the distance, and the share of rows that tiles found.
 
-    A row that is not sure of the best in its tile is compared with every centroid.
+    A row that is not sure of the best in its tile is compared with every centroid. ``labels`` (N,) in [0, m) are those
+    of rows that were near to each other before, most likely to be near the same centroids now.
     """
-    xp = array_namespace(x)
-    labels, squares, sure = near(x, rows, centroids, min(NEAR, centroids.shape[0]))
-    unsure = rows.shape[0] - int(xp.sum(xp.astype(sure, xp.int32)))
+    xp, n = array_namespace(x), x.shape[0]
+    found, squares, sure = near(x, labels, centroids, min(NEAR, centroids.shape[0]))
+    unsure = n - int(xp.sum(xp.astype(sure, xp.int32)))
     if unsure:
-        again = xp.argsort(xp.astype(sure, xp.int8), stable=True)[:unsure]
-        for some in kernels.read_in_blocks(x) if kernels.apart(x) else (slice(0, unsure),):
-            part = again[some]
-            if part.shape[0]:
-                found = kernels.assign(kernels.wide(xp.take(x, xp.take(rows, part), axis=0)), centroids)
-                labels = kernels.put_rows(labels[:, None], part, xp.astype(found[0], labels.dtype)[:, None])[:, 0]
-                squares = kernels.put_rows(squares[:, None], part, found[1][:, None])[:, 0]
-    return labels, squares, 1.0 - unsure / rows.shape[0]
+        shape = -(-n // SHAPES)  # some that are sure come along, so that a library that compiles does so few times
+        again = xp.argsort(xp.astype(sure, xp.int8), stable=True)[: min(n, -(-unsure // shape) * shape)]
+        for some in kernels.read_in_blocks(x) if kernels.apart(x) else (slice(0, again.shape[0]),):
+            rows = again[some]
+            if rows.shape[0]:
+                theirs = kernels.assign(kernels.wide(xp.take(x, rows, axis=0)), centroids)
+                found = kernels.put_rows(found[:, None], rows, xp.astype(theirs[0], found.dtype)[:, None])[:, 0]
+                squares = kernels.put_rows(squares[:, None], rows, theirs[1][:, None])[:, 0]
+    return found, squares, 1.0 - unsure / n

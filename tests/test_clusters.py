@@ -1,10 +1,11 @@
 """Laws of k-means over the bank. Functions named ``law_`` are shared with test_planted_bugs.py."""
 
 from itertools import pairwise
+from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from strategies import integer_rows, unit_rows
 from variants import ACROSS, EXACT, assert_close, assert_same, every_variant
@@ -176,8 +177,41 @@ def test_iteration_stops_early(variant):
     assert short == long[:3]
     assert len(loose) < len(long)
     assert loose == long[: len(loose)]
-    late = [clusters.to_come(loose[: i + 1], 200 - i) <= 0.2 * loose[i] for i in range(1, len(loose))]
-    assert late == [False] * (len(late) - 1) + [True]
+    assert loose[-1] <= 1.2 * long[-1]
+
+
+@every_variant
+@given(seed=seeds, tolerance=st.sampled_from([0.01, 0.05, 0.2]))
+def test_a_clustering_stops_when_little_can_be_expected(variant, seed, tolerance):
+    """By the inertia about the means of its own rows, which is known before the next assignment."""
+    bank = rows(seed, 60)
+    told = []
+
+    def spy(history, left):
+        told.append((list(history), left))
+        return to_come(history, left)
+
+    to_come = clusters.to_come
+    with mock.patch.object(clusters, "to_come", spy):
+        labels, _, _, (history,) = run(variant, bank, n_clusters=6, seed=0, tolerance=tolerance, n_iter=20)
+    assume(len(np.unique(labels)) == 6)
+    means = np.stack([bank[labels[0] == j].mean(axis=0) for j in range(6)])
+    known, left = told[-1]
+    assert_close(known[-1], np.sum((bank - means[labels[0]]) ** 2), 1e-10, 1.0)
+    assert len(known) == len(history)
+    assert left == 21 - len(known)
+    assert [to_come(*seen) <= tolerance * seen[0][-1] for seen in told] == [False] * (len(told) - 1) + [True]
+
+
+@every_variant
+def test_going_on_it_knows_where_it_started(variant):
+    """The inertia of the labels that it was given is the first that it compares with."""
+    bank = rows(8, 300)
+    early, *_ = run(variant, bank, n_clusters=12, seed=0, n_iter=1)
+    means = np.stack([bank[early[0] == j].mean(axis=0) for j in range(12)])
+    with mock.patch.object(clusters, "to_come", wraps=clusters.to_come) as spy:
+        run(variant, bank, n_clusters=12, seed=0, start=variant.asarray(early))
+    assert_close(spy.call_args_list[0].args[0][0], np.sum((bank - means[early[0]]) ** 2), 1e-10, 1.0)
 
 
 def test_what_is_to_come_is_the_sum_of_gains_that_fall():

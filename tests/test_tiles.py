@@ -34,13 +34,19 @@ def grouped(seed, n=43, dim=4):
     )
 
 
-def look(variant, bank, centroids):
+def look(variant, bank, labels, centroids):
     """What the tiles find, and what is certain: labels, squares and sureness, labels and squares, on the host."""
-    x, c = variant.asarray(bank), variant.asarray(centroids)
-    rows = tiles.order(x, np.random.default_rng(0))
-    found = (*tiles.near(x, rows, c, min(3, len(centroids))), *tiles.assign(x, rows, c)[:2])
-    back = np.argsort(variant.to_host(rows))
-    return [variant.to_host(part)[back] for part in found]
+    x, own, c = (variant.asarray(part) for part in (bank, labels, centroids))
+    found = (*tiles.near(x, own, c, min(3, len(centroids))), *tiles.assign(x, own, c)[:2])
+    return [variant.to_host(part) for part in found]
+
+
+def any_labels(seed, bank, centroids):
+    """Of the nearest centroids, but for some rows at random: as good as labels may be before an iteration."""
+    rng = np.random.default_rng(seed)
+    labels = squares_of(bank, centroids).argmin(axis=1)
+    wrong = rng.random(len(labels)) < rng.choice([0.0, 0.3, 1.0])
+    return np.where(wrong, rng.integers(len(centroids), size=len(labels)), labels).astype(np.int32)
 
 
 def squares_of(bank, centroids):
@@ -51,7 +57,7 @@ def law_sure_rows_are_right(variant, seed, n=43, m=20):
     bank = grouped(seed, n)
     centroids = grouped(seed + 1, m)
     with small():
-        labels, squares, sure, _, _ = look(variant, bank, centroids)
+        labels, squares, sure, _, _ = look(variant, bank, any_labels(seed, bank, centroids), centroids)
     every = squares_of(bank, centroids)
     assert_close(squares, np.take_along_axis(every, labels[:, None], 1)[:, 0], 1e-12, 1.0)
     assert_close(squares[sure], every.min(axis=1)[sure], 1e-12, 1.0)
@@ -60,10 +66,27 @@ def law_sure_rows_are_right(variant, seed, n=43, m=20):
 def law_every_row_is_with_its_nearest_centroid(variant, seed, n=43, m=20):
     bank, centroids = grouped(seed, n), grouped(seed + 1, m)
     with small():
-        *_, labels, squares = look(variant, bank, centroids)
+        *_, labels, squares = look(variant, bank, any_labels(seed, bank, centroids), centroids)
     every = squares_of(bank, centroids)
     assert_close(squares, every.min(axis=1), 1e-12, 1.0)
     assert_close(np.take_along_axis(every, labels[:, None], 1)[:, 0], every.min(axis=1), 1e-12, 1.0)
+
+
+def law_lists_are_of_the_nearest(variant, seed, m=20, candidates=3):
+    """None that was left out is nearer than the farthest that is on the list."""
+    centroids = grouped(seed, m)
+    near, far = map(variant.to_host, tiles.neighbours(variant.asarray(centroids), min(candidates, m)))
+    every = squares_of(centroids, centroids)
+    listed = np.take_along_axis(every, near.astype(np.int64), axis=1)
+    assert_close(listed.max(axis=1), far[:, 0], 1e-12, 1.0)
+    np.put_along_axis(every, near.astype(np.int64), np.inf, axis=1)
+    assert np.all(every.min(axis=1) >= far[:, 0] - 1e-12)
+
+
+@every_variant
+@given(seed=seeds, m=sizes, candidates=st.sampled_from([1, 3, 50]))
+def test_lists_are_of_the_nearest(variant, seed, m, candidates):
+    law_lists_are_of_the_nearest(variant, seed, m, candidates)
 
 
 @every_variant
@@ -78,23 +101,40 @@ def test_every_row_is_with_its_nearest_centroid(variant, seed, n, m):
     law_every_row_is_with_its_nearest_centroid(variant, seed, n, m)
 
 
-@every_variant
-@given(seed=seeds, n=sizes)
-def test_an_order_holds_every_row_once(variant, seed, n):
-    """Among them rows of zeros, and rows that are all the same."""
-    for bank in (grouped(seed, n), integer_rows(seed, n, 2).astype(np.float64), np.zeros((n, 3))):
-        rows = variant.to_host(tiles.order(variant.asarray(bank), np.random.default_rng(seed)))
-        assert_same(np.sort(rows), np.arange(n, dtype=rows.dtype))
+def law_a_tile_holds_rows_of_one_cluster_and_every_row_is_in_one(variant, seed, n=43, m=5, together=1):
+    """Also where clusters have no rows, or one has them all."""
+    rng = np.random.default_rng(seed)
+    for labels in (rng.integers(m, size=n), np.full(n, m - 1), np.zeros(n, np.int64)):
+        with small():
+            found = tiles.by_cluster(variant.asarray(labels.astype(np.int32)), m, together)
+        rows, cluster, slots = map(variant.to_host, found)
+        assert rows.shape == (len(cluster), 4)
+        assert len(cluster) % together == 0
+        assert_same(rows.reshape(-1)[slots], np.arange(n, dtype=rows.dtype))
+        assert_same(cluster[slots // 4], labels.astype(cluster.dtype))
+        filled = -(-np.bincount(labels, minlength=m) // 4)
+        assert len(cluster) - filled.sum() < together
 
 
 @every_variant
-def test_neighbours_lie_together(variant):
-    """Sixteen groups far apart, in an order at random, are found together."""
+@given(seed=seeds, n=sizes, m=sizes, together=st.sampled_from([1, 3]))
+def test_a_tile_holds_rows_of_one_cluster_and_every_row_is_in_one(variant, seed, n, m, together):
+    law_a_tile_holds_rows_of_one_cluster_and_every_row_is_in_one(variant, seed, n, m, together)
+
+
+@every_variant
+def test_on_groups_far_apart_every_row_is_sure(variant):
+    """Two clusters in each of eight groups; a tile is compared with three, and the third lies in another group."""
     rng = np.random.default_rng(3)
-    truth = rng.permutation(np.arange(320) % 16)
-    bank = np.eye(16)[truth] + 0.01 * rng.standard_normal((320, 16))
-    rows = variant.to_host(tiles.order(variant.asarray(bank), np.random.default_rng(0)))
-    assert np.count_nonzero(np.diff(truth[rows])) < 64, "of 319; at random about 300"
+    group = np.arange(320) % 8
+    bank = np.eye(8)[group] + 0.01 * rng.standard_normal((320, 8))
+    centroids = np.repeat(np.eye(8), 2, axis=0) + 0.005 * rng.standard_normal((16, 8))
+    labels = (2 * group + rng.integers(2, size=320)).astype(np.int32)
+    with small():
+        *_, sure, _, _ = look(variant, bank, labels, centroids)
+        found = tiles.assign(*map(variant.asarray, (bank, labels, centroids)))
+    assert sure.all()
+    assert found[2] == 1.0
 
 
 @every_variant
