@@ -10,12 +10,17 @@ import traceback
 import warnings
 from dataclasses import replace
 from functools import cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 from planting import mutated
 from runs import CLASSES, FEATURES, KINDS, SIZES, VIEW, Stop
 from serving import Warm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from devices import sent
 
 import la_core
 from la_core import Callback, evaluate, health, kernels, shards
@@ -346,19 +351,6 @@ def test_a_planted_bug_is_caught(warm, number):
 
 
 # What it takes --------------------------------------------------------------------------------------------------------
-
-
-def sent(jaxpr):
-    """Bytes that a device gives to the collectives of a program, and how many these are."""
-    total, calls = 0, 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name in ("psum", "psum_invariant", "all_gather"):
-            total += sum(x.aval.size * x.aval.dtype.itemsize for x in equation.invars)
-            calls += 1
-        for inner in jax.core.jaxprs_in_params(equation.params):
-            more = sent(inner)
-            total, calls = total + more[0], calls + more[1]
-    return total, calls
 
 
 def law_a_device_gives_what_the_model_says(size):
