@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from la_core import kernels
+
+VANISHING = 1e-20
+"""A share of the peak beside which what a float32 cannot hold is nothing."""
 
 
 def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
@@ -16,6 +21,27 @@ def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np
         for of_one, mine in zip(labels, own[:, some, None], strict=True):
             count += (np.take(of_one, theirs) == mine) & (mine >= 0)
     return found
+
+
+def softmax_ratio(s: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The reference with one exponential for both masses, in place.
+
+    Both are measured from the peak of B, unless that of C is so far below it that its mass might vanish.
+    """
+    weights = s - s.max(axis=1, keepdims=True)
+    np.exp(weights, out=weights)
+    close_mass = weights * mask
+    total, close_total = (x.sum(axis=1, keepdims=True) for x in (weights, close_mass))
+    some = mask.any(axis=1, keepdims=True)
+    if not (close_total >= VANISHING * some).all():
+        return kernels.softmax_ratio.reference(s, mask)
+    close_total += ~some
+    loss = np.where(some, np.log(total / close_total), np.asarray(math.log(s.shape[1]), s.dtype))
+    weights /= total
+    close_mass /= close_total
+    weights -= close_mass
+    weights *= some
+    return loss[:, 0], weights
 
 
 def distinct(indices: np.ndarray) -> bool:

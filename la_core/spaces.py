@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import array_api_compat
+import numpy as np
 
 _SPACES: dict[type, Any] = {}
 
@@ -26,4 +27,7 @@ def array_namespace(x: Any, *others: Any) -> Any:
 
 def device(x: Any) -> Any:
     """Where ``x`` is."""
-    return x.device if type(x).__module__ == "torch" else array_api_compat.device(x)
+    kind = type(x)
+    if kind is np.ndarray:
+        return "cpu"
+    return x.device if kind.__module__ == "torch" else array_api_compat.device(x)

@@ -14,6 +14,7 @@ from variants import ACROSS, NUMPY, STRICT, TORCH, assert_close, assert_same
 
 import la_core
 from la_core import kernels
+from la_core.backends import host
 from la_core.backends.torch.kernels import top_k_of_torch
 
 KERNELS = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, kernels.Kernel)}
@@ -165,6 +166,28 @@ def law_the_fast_ratio_is_the_reference(seed, dtype=np.float32):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_fast_ratio_is_the_reference(dtype, seed):
     law_the_fast_ratio_is_the_reference(seed, dtype)
+
+
+def law_one_exponential_is_enough(seed, dtype=np.float32):
+    """As close to the reference in twice the precision as its own is, whatever the distance from C's peak to B's."""
+    rng = np.random.default_rng(seed)
+    batch, k = int(rng.choice([1, 2, 7])), int(rng.choice([1, 2, 33]))
+    s = (rng.choice([0.1, 5.0, 200.0]) * rng.standard_normal((batch, k))).astype(dtype)
+    mask = masks(rng, batch, k)
+    s[(rng.random((batch, k)) < 0.2) & ~mask] = -1e30
+    before = s.copy()
+    found, wanted = host.softmax_ratio(s, mask), kernels.softmax_ratio.reference(s.astype(np.longdouble), mask)
+    off = 16 * np.finfo(dtype).eps
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.dtype == dtype
+        np.testing.assert_allclose(ours, theirs, rtol=off, atol=off * (1.0 + np.abs(s[s > -1e29]).max(initial=0.0)))
+    assert_same(s, before)
+
+
+@every_dtype
+@given(seed=st.integers(0, 2**32 - 1))
+def test_one_exponential_is_enough(dtype, seed):
+    law_one_exponential_is_enough(seed, dtype)
 
 
 def law_votes_are_the_reference(variant, seed):

@@ -83,18 +83,20 @@ means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
 nearest_centroid = on_seeds(test_clusters.law_every_row_is_with_its_nearest_centroid)
 ratio = on_seeds(lambda variant, seed: test_kernels.law_the_fast_ratio_is_the_reference(seed))
 
+one_exponential = on_seeds(lambda variant, seed: test_kernels.law_one_exponential_is_enough(seed))
+
 WEIGHTS = "mass / total - close_mass / close_total"
 THEIRS = "entries(labels[h, :], neighbours)"
 PUT = "kernels.put_rows(bank, indices, rows)"
 
 BUGS = (
-    Bug("cotangent with the wrong sign", kernels.softmax_ratio.reference, WEIGHTS, "close_mass / close_total - mass / total", derivative, (NUMPY,)),
-    Bug("cotangent of rows without close neighbours", kernels.softmax_ratio.reference, "xp.where(some, mass", "xp.where(some | True, mass", derivative, (NUMPY,)),
+    Bug("cotangent with the wrong sign", kernels.softmax_ratio.reference, WEIGHTS, "close_mass / close_total - mass / total", derivative, (STRICT,)),
+    Bug("cotangent of rows without close neighbours", kernels.softmax_ratio.reference, "xp.where(some, mass", "xp.where(some | True, mass", derivative, (STRICT,)),
     Bug("cotangent of the sum, not the mean", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "temperature", derivative),
     Bug("cotangent without the temperature", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "z.shape[0]", derivative),
     Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
     Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
-    Bug("log of the wrong k", kernels.softmax_ratio.reference, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative, (NUMPY,)),
+    Bug("log of the wrong k", kernels.softmax_ratio.reference, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative, (STRICT,)),
     Bug("labels compared across clusterings", kernels.votes.reference, THEIRS, "entries(labels[h - 1, :], neighbours)", renaming, (STRICT,)),
     Bug("labels compared across clusterings", kernels.votes.reference, THEIRS, "entries(labels[h - 1, :], neighbours)", within, (STRICT,)),
     Bug("only the first clustering counts", kernels.votes.reference, "range(labels.shape[0])", "range(1)", derivative, (STRICT,)),
@@ -107,6 +109,9 @@ BUGS = (
     Bug("more votes than a byte counts", host.votes, "len(labels) < 256", "True", on_seeds(test_kernels.law_votes_are_the_reference)),
     Bug("equals are thought distinct", host.distinct, "== indices.size", "<= indices.size", on_seeds(test_kernels.law_means_of_equals_are_the_reference)),
     Bug("a large sum is taken for infinity", torch_kernels.finite, "bool(torch.isfinite(x).all())", "False", on_seeds(test_kernels.law_infinity_is_told_from_a_large_sum), (TORCH,)),
+    Bug("C's mass vanishes", host.softmax_ratio, "return kernels.softmax_ratio.reference(s, mask)", "close_total += 1e-30", one_exponential, (NUMPY,)),
+    Bug("gradient without C", host.softmax_ratio, "weights *= some", "weights *= 1.0", one_exponential, (NUMPY,)),
+    Bug("all of B is C", host.softmax_ratio, "weights * mask", "weights * (mask | True)", one_exponential, (NUMPY,)),
     Bug("outside of C has mass", torch_kernels.softmax_ratio, ".mul_(inside)", "", ratio, (TORCH,)),
     Bug("outside of C is infinite", torch_kernels.softmax_ratio, ".clamp_(max=0.0)", "", ratio, (TORCH,)),
     Bug("gradient without C", torch_kernels.softmax_ratio, ".mul_(some)", "", ratio, (TORCH,)),

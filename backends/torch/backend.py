@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from la_core.backends.torch import comm
+from la_core.backends.torch.small import by_numpy
 from la_core.comm import Comm
 from la_core.errors import BackendError
 
@@ -55,5 +56,5 @@ class TorchBackend:
         torch.manual_seed(seed)
 
     def compile(self, function: Callable[..., Any], consumes: tuple[int, ...] = ()) -> Callable[..., Any]:
-        """The function as it is."""
-        return function
+        """On a CPU the same by NumPy, where all is small."""
+        return by_numpy(function) if self.device.type == "cpu" and self.comm.size == 1 else function

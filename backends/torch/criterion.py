@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeAlias
 
 import torch
@@ -11,6 +12,7 @@ from torch.autograd.function import once_differentiable
 
 from la_core import check, kernels, objectives
 from la_core.backends.torch.kernels import apply
+from la_core.backends.torch.small import by_numpy
 from la_core.bank import State, random_rows, update
 from la_core.clusters import TOLERANCE, Clustering, cluster
 from la_core.errors import ShapeError
@@ -116,12 +118,12 @@ class LocalAggregation(nn.Module):
                 )
             objective = objectives.with_instances(objective, self.instance_weight, self.temperature)
         if not two:
-            return objective(z, state, indices)
+            return by_numpy(objective)(z, state, indices)
         if warm:
             check.indices("indices", indices, (None,), self.bank.shape[0])
             state = State(self.bank[indices])
             indices = torch.arange(indices.shape[0], device=indices.device)
-        return objectives.fresh_rows(objective, z, state, indices)[0]
+        return by_numpy(partial(objectives.fresh_rows, objective))(z, state, indices)[0]
 
     def _discriminate(self, z: Tensor, state: State, indices: Tensor) -> objectives.Terms:
         return objectives.Terms(
@@ -176,5 +178,5 @@ class _Criterion(torch.autograd.Function):
             criterion, z, indices = ctx.pending
             ctx.pending = None
             every = indices.repeat(z.shape[0] // indices.shape[0])
-            criterion.bank = update(State(criterion.bank), every, z, mixing=criterion.mixing).bank
+            criterion.bank = by_numpy(update)(State(criterion.bank), every, z, mixing=criterion.mixing).bank
         return (grads[0] * cotangent).to(ctx.dtype), None, None

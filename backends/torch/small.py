@@ -1,0 +1,58 @@
+"""Steps so small that they take as long as their calls: on a CPU NumPy makes them, in the tensors' own memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from la_core import kernels
+
+SMALL = 4 * kernels.CACHE
+"""Bytes of all arguments, up to which NumPy's shorter calls count for more than PyTorch's threads."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+def by_numpy(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """A function of arrays and tuples of them, without derivative: of small tensors on a CPU it is NumPy's."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        tensors = list(_tensors(args))
+        if sum(x.nbytes for x in tensors) > SMALL or not all(map(_shared, tensors)):
+            return function(*args, **kwargs)
+        return _mapped(function(*_mapped(args), **kwargs))
+
+    return run
+
+
+def _shared(x: Tensor) -> bool:
+    """Whether NumPy can work in its memory."""
+    return type(x) is Tensor and x.device.type == "cpu" and x.dtype is not torch.bfloat16
+
+
+def _tensors(x: Any) -> Iterator[Tensor]:
+    """All in a tree of tuples."""
+    if isinstance(x, Tensor):
+        yield x
+    elif isinstance(x, tuple):
+        for part in x:
+            yield from _tensors(part)
+
+
+def _mapped(x: Any) -> Any:
+    """A tree of tuples, its tensors as arrays and its arrays as tensors in the same memory."""
+    if isinstance(x, Tensor):
+        return x.detach().numpy()
+    if isinstance(x, np.ndarray):
+        return torch.from_numpy(x if x.flags.writeable else x.copy())
+    if isinstance(x, tuple):
+        parts = [_mapped(part) for part in x]
+        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
+    return x

@@ -1,0 +1,80 @@
+"""PyTorch's backend: small steps on a CPU are made by NumPy, in the tensors' own memory."""
+
+from functools import partial
+
+import numpy as np
+import pytest
+from strategies import make_case
+
+torch = pytest.importorskip("torch")
+
+import la_core
+from la_core import State, objectives
+from la_core.backends.torch import small
+
+
+def seen(compiled, *args):
+    """What a compiled function gives, and the libraries that it was called with."""
+    libraries = []
+
+    def function(*given):
+        libraries.extend(type(x).__module__ for x in leaves(given))
+        return given
+
+    return compiled(function)(*args), set(libraries)
+
+
+def leaves(x):
+    return [leaf for part in x for leaf in leaves(part)] if isinstance(x, tuple) else [x]
+
+
+def test_a_small_step_is_numpy_s_in_the_same_memory():
+    backend = la_core.backend("torch")
+    state, z = State(torch.zeros(5, 3), torch.zeros(2, 5, dtype=torch.int32)), torch.ones(2, 3, requires_grad=True)
+    (found, other, nothing), libraries = seen(backend.compile, state, z, None)
+    assert libraries == {"numpy", "builtins"}
+    assert type(found) is State
+    assert nothing is None
+    assert [x.data_ptr() for x in (*found, other)] == [x.data_ptr() for x in (*state, z)]
+    assert [x.dtype for x in (*found, other)] == [x.dtype for x in (*state, z)]
+    assert not other.requires_grad
+
+
+@pytest.mark.parametrize(
+    "bank", [torch.zeros(small.SMALL // 4 + 1, 1), torch.zeros(5, 3, dtype=torch.bfloat16)], ids=["large", "bfloat16"]
+)
+def test_what_numpy_is_not_for_stays_with_pytorch(bank):
+    (found,), libraries = seen(la_core.backend("torch").compile, bank)
+    assert libraries == {"torch"}
+    assert found is bank
+
+
+def test_what_cannot_be_written_comes_back_as_a_copy():
+    (found,) = la_core.backend("torch").compile(lambda x: (np.broadcast_to(x, (3, 2)),))(torch.ones(2))
+    assert found.tolist() == [[1.0, 1.0]] * 3
+    found[0, 0] = 2.0
+    assert found[1, 0] == 1.0
+
+
+def test_the_bank_is_written_where_it_is():
+    backend, case = la_core.backend("torch"), make_case(0)
+    bank = torch.tensor(np.asarray(case.bank))
+    moved = backend.compile(lambda state, rows, z: la_core.update(state, rows, z), (0,))
+    indices, z = torch.tensor(np.asarray(case.indices)), torch.tensor(np.asarray(case.z))
+    wanted = la_core.update(State(bank.clone()), indices, z).bank
+    found = moved(State(bank), indices, z).bank
+    assert found.data_ptr() == bank.data_ptr()
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+
+
+def test_the_terms_are_those_of_pytorch():
+    case = make_case(1)
+    objective = partial(objectives.local_aggregation_terms, n_background=case.n_background, temperature=0.1)
+    args = (
+        torch.tensor(np.asarray(case.z)),
+        State(torch.tensor(np.asarray(case.bank)), torch.tensor(np.asarray(case.labels))),
+        torch.tensor(np.asarray(case.indices)),
+    )
+    by_numpy, by_torch = la_core.backend("torch").compile(objective)(*args), objective(*args)
+    for ours, theirs in zip(by_numpy, by_torch, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
