@@ -140,12 +140,8 @@ def lloyd(
     tiled = shards.in_one_place(x) and tiles.pay(rows.shape[0], centroids.shape[0])
 
     def assigned(centroids: Array, labels: Array | None) -> tuple[Array, Array]:
-        nonlocal tiled
-        if labels is None or not tiled:
-            return shards.assigned(x, centroids)
-        found, squares, share = tiles.assign(rows, labels, centroids)
-        tiled = share >= tiles.MOSTLY
-        return found, squares
+        found = tiles.assign(rows, labels, centroids) if tiled and labels is not None else None
+        return shards.assigned(x, centroids) if found is None else found
 
     labels, squares = assigned(centroids, before.labels if before else None)
     history = [float(comm.all_sum(xp.sum(squares)))]

@@ -1,8 +1,8 @@
 """Nearest centroids without a look at all of them: rows of one cluster, and the centroids near its own.
 
 Between two iterations most rows stay where they are, or go to a cluster near by. So rows are put in *tiles*, each of
-rows of one cluster, and all rows of a tile are compared with the ``NEAR`` centroids nearest to that of the cluster, in
-one dense product.
+rows of one cluster, and all rows of a tile are compared with the centroids nearest to that of the cluster, in one dense
+product: with as many as a sample of the rows says that it takes, or with all, where that is expected to take less time.
 
 Why that can be trusted. For a row x of a cluster with centroid c, and any centroid j that was left out,
 ``|x - j| >= |c - j| - |x - c| >= far - |x - c|``, where ``far`` is the distance from c to the farthest centroid that
@@ -22,9 +22,11 @@ from la_core.spaces import array_namespace, device
 ROWS = 32
 """Of a tile."""
 NEAR = 128
-"""Centroids that a tile is compared with."""
-MOSTLY = 0.25
-"""Share of the rows that must be sure of what their tile found, or else tiles are no use."""
+"""Centroids that a tile is compared with, at the least."""
+WORK, LISTS = 5.0, 7.0
+"""How much more work than a centroid in a product with all is one of a tile's own, and one to choose these from."""
+SAMPLE = 512
+"""Rows that are looked at to say how many it takes."""
 SLACK = 32
 """Units of rounding by which the square of a distance may be off."""
 SHAPES = 64
@@ -59,7 +61,34 @@ def pay(n: int, m: int) -> bool:
 
 def memory(n: int, m: int, word: int) -> int:
     """Bytes that :func:`near` takes at most beside copies of rows: for each row of a tile, each row, and each list."""
-    return (n + (ROWS - 1) * m) * (16 + 8 * word) + n * (20 + 2 * word) + 2 * m * NEAR * 4 + 16 * CACHE
+    lists = 2 * m * max(NEAR, int(m // WORK)) * 4
+    return (n + (ROWS - 1) * m) * (16 + 8 * word) + n * (20 + 2 * word) + lists + 16 * CACHE
+
+
+def enough(x: Array, labels: Array, centroids: Array) -> int:
+    """Centroids that it is worth comparing a tile with, for rows with these labels; 0 where all are better.
+
+    A row at distance d from its own centroid can only be nearer to one that is within 2 d of that.
+    """
+    xp, n, m = array_namespace(x), x.shape[0], centroids.shape[0]
+    squared = xp.vecdot(centroids, centroids)
+    chosen = xp.arange(0, n, max(1, n // SAMPLE), device=device(x))
+    near: list[int] = []
+    for some in blocks(chosen.shape[0], 8 * CACHE // (m * itemsize(centroids))):
+        rows = chosen[some]
+        mean = xp.take(centroids, xp.take(labels, rows), axis=0)
+        by = kernels.wide(xp.take(x, rows, axis=0)) - mean
+        reach = 4.0 * xp.vecdot(by, by) - xp.vecdot(mean, mean)
+        within = squared - 2.0 * mean @ xp.matrix_transpose(centroids) <= reach[:, None]
+        near += [int(count) for count in xp.sum(xp.astype(within, xp.int32), axis=1)]
+    work = WORK * (1.0 + 0.5 * ROWS * m / n)  # clusters leave half of their last tile unused
+    costs, candidates = {0: float(m)}, NEAR
+    while work * candidates < m:
+        costs[candidates] = (
+            work * candidates + LISTS * m * m / n + m * sum(count > candidates for count in near) / len(near)
+        )
+        candidates *= 2
+    return min(costs, key=lambda candidates: costs[candidates])
 
 
 def by_cluster(labels: Array, m: int, together: int = 1) -> Tiles:
@@ -81,6 +110,7 @@ def by_cluster(labels: Array, m: int, together: int = 1) -> Tiles:
     return Tiles(entries(order, ranks), cluster, xp.take(slots, xp.argsort(order)))
 
 
+@kernels.Kernel
 def neighbours(centroids: Array, candidates: int) -> tuple[Array, Array]:
     """The centroids nearest to each (m, candidates), itself among them, and the square of the farthest's distance."""
     xp, m = array_namespace(centroids), centroids.shape[0]
@@ -128,14 +158,17 @@ def near(x: Array, labels: Array, centroids: Array, candidates: int) -> Found:
     return Found(*(xp.take(xp.reshape(part, (-1,)), tiles.slots) for part in (label, square, sure)))
 
 
-def assign(x: Array, labels: Array, centroids: Array) -> tuple[Array, Array, float]:
-    """The nearest centroid of each row, the square of the distance, and the share of rows that tiles found.
+def assign(x: Array, labels: Array, centroids: Array) -> tuple[Array, Array] | None:
+    """The nearest centroid of each row and the square of the distance; None where tiles are of no use.
 
     A row that is not sure of the best in its tile is compared with every centroid. ``labels`` (N,) in [0, m) are those
     of rows that were near to each other before, most likely to be near the same centroids now.
     """
+    candidates = enough(x, labels, centroids)
+    if not candidates:
+        return None
     xp, n = array_namespace(x), x.shape[0]
-    found, squares, sure = near(x, labels, centroids, min(NEAR, centroids.shape[0]))
+    found, squares, sure = near(x, labels, centroids, candidates)
     unsure = n - int(xp.sum(xp.astype(sure, xp.int32)))
     if unsure:
         shape = -(-n // SHAPES)  # some that are sure come along, so that a library that compiles does so few times
@@ -146,4 +179,4 @@ def assign(x: Array, labels: Array, centroids: Array) -> tuple[Array, Array, flo
                 theirs = kernels.assign(kernels.wide(xp.take(x, rows, axis=0)), centroids)
                 found = kernels.put_rows(found[:, None], rows, xp.astype(theirs[0], found.dtype)[:, None])[:, 0]
                 squares = kernels.put_rows(squares[:, None], rows, theirs[1][:, None])[:, 0]
-    return found, squares, 1.0 - unsure / n
+    return found, squares

@@ -146,7 +146,7 @@ BUGS = (
     Bug("unsure rows are believed", tiles.assign, "if unsure:", "if False:", tiled),
     Bug("rows asked again in the wrong order", tiles.assign, "xp.take(x, rows, axis=0)", "xp.take(x, xp.flip(rows), axis=0)", tiled),
     Bug("tiles lose what their clusters are", tiles.by_cluster, "xp.take(first, own)", "own", on_seeds(test_tiles.law_a_tile_holds_rows_of_one_cluster_and_every_row_is_in_one)),
-    Bug("a list without the nearest", tiles.neighbours, "2.0 * centroids", "-2.0 * centroids", on_seeds(test_tiles.law_lists_are_of_the_nearest)),
+    Bug("a list without the nearest", tiles.neighbours.reference, "2.0 * centroids", "-2.0 * centroids", on_seeds(test_tiles.law_lists_are_of_the_nearest)),
 )  # fmt: skip
 
 

@@ -20,9 +20,13 @@ sizes = st.sampled_from([1, 5, 40, 43])
 
 
 @contextmanager
-def small(mostly=0.0):
-    """Tiles of a few rows, for any number of rows, even where few of them are sure."""
-    with mock.patch.multiple(tiles, ROWS=4, NEAR=3, MOSTLY=mostly, pay=lambda n, m: True):
+def small(candidates=3):
+    """Tiles of a few rows and a few centroids, for any number of rows, even where few of them are sure."""
+
+    def enough(x, labels, centroids):
+        return min(candidates, centroids.shape[0])
+
+    with mock.patch.multiple(tiles, ROWS=4, enough=enough, pay=lambda n, m: True):
         yield
 
 
@@ -132,9 +136,44 @@ def test_on_groups_far_apart_every_row_is_sure(variant):
     labels = (2 * group + rng.integers(2, size=320)).astype(np.int32)
     with small():
         *_, sure, _, _ = look(variant, bank, labels, centroids)
-        found = tiles.assign(*map(variant.asarray, (bank, labels, centroids)))
     assert sure.all()
-    assert found[2] == 1.0
+
+
+@every_variant
+@given(seed=seeds, n=sizes, m=st.sampled_from([5, 40]))
+def test_a_row_is_sure_of_as_many_as_are_said_to_be_enough(variant, seed, n, m):
+    """Groups far apart need those of a group; without groups none is enough; a sample of all rows says so exactly."""
+    rng = np.random.default_rng(seed)
+    bank, centroids = grouped(seed, n), grouped(seed + 1, m)
+    labels = rng.integers(m, size=n).astype(np.int32)
+    args = [variant.asarray(part) for part in (bank, labels, centroids)]
+    with mock.patch.multiple(tiles, ROWS=1, NEAR=2, WORK=1.0, LISTS=0.5, SAMPLE=n):
+        told = tiles.enough(*args)
+    own = np.sum((bank - centroids[labels]) ** 2, axis=1)
+    needed = np.sum(squares_of(centroids[labels], centroids) <= 4 * own[:, None] + 1e-9, axis=1)
+    work = 1 + 0.5 * m / n
+    costs = {0: m} | {
+        c: work * c + 0.5 * m * m / n + m * np.mean(needed > c) for c in 2 ** np.arange(1, 6) if work * c < m
+    }
+    assert costs[told] == pytest.approx(min(costs.values()))
+    if told:
+        with mock.patch.object(tiles, "ROWS", 4):
+            _, _, sure = map(variant.to_host, tiles.near(*args, told))
+        assert sure.sum() >= np.sum(needed < told) * 0.9
+
+
+@every_variant
+def test_groups_decide_how_many_are_enough(variant):
+    """Eight groups far apart with four centroids each: four do; on rows without groups tiles are of no use."""
+    rng = np.random.default_rng(3)
+    group = np.arange(640) % 8
+    bank = np.eye(8)[group] + 0.01 * rng.standard_normal((640, 8))
+    centroids = np.repeat(np.eye(8), 4, axis=0) + 0.001 * rng.standard_normal((32, 8))
+    labels = (4 * group).astype(np.int32)
+    alike = unit_rows(rng, 640, 8)
+    with mock.patch.multiple(tiles, ROWS=4, NEAR=2, WORK=2.0, LISTS=1.0):
+        assert tiles.enough(*map(variant.asarray, (bank, labels, centroids))) == 4
+        assert tiles.enough(*map(variant.asarray, (alike, labels, alike[:32]))) == 0
 
 
 @every_variant
@@ -153,7 +192,7 @@ def test_without_structure_every_centroid_is_looked_at(variant):
     """Few rows are sure, so the answer is that of the full product, to the bit."""
     bank = unit_rows(np.random.default_rng(0), 200, 16)
     want = run(variant, bank, n_clusters=40, n_clusterings=2, seed=0)
-    with small(mostly=0.5):
+    with mock.patch.multiple(tiles, ROWS=4, NEAR=3, WORK=1.0, LISTS=0.0, pay=lambda n, m: True):
         found = run(variant, bank, n_clusters=40, n_clusterings=2, seed=0)
     assert_same(found[0], want[0])
     assert_same(found[1], want[1])

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from la_core import kernels
+from la_core import kernels, tiles
 from la_core.backends import gpu, host, scan
+from la_core.backends import numpy as _  # noqa: F401  (its kernels, for what is NumPy's on a CPU)
 from la_core.backends.scan import Map, pays
 from la_core.errors import NotFiniteError
 
@@ -73,6 +74,15 @@ def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tup
         block = torch.addmm(minus_half, x[rows], columns, out=room[: rows.stop - rows.start])
         torch.max(block, dim=1, out=(best[rows], labels[rows]))
     return labels, (torch.linalg.vecdot(x, x) - 2.0 * best).clamp_(min=0.0)
+
+
+@tiles.neighbours.override("torch")
+def neighbours(centroids: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+    """On a CPU by NumPy's product."""
+    if centroids.device.type != "cpu":
+        return tiles.neighbours.reference(centroids, candidates)
+    near, far = tiles.neighbours.reference(centroids.detach().numpy(), candidates)
+    return torch.from_numpy(near), torch.from_numpy(far)
 
 
 @kernels.top_k.override("torch")
