@@ -71,7 +71,7 @@ def small(n: int) -> Settings:
         batch_size=64,
         views=2,
         optimizer="adam",
-        learning_rate=2e-3,
+        learning_rate=6e-3,
         schedule="cosine",
         warmup="batch",
         temperature=0.1,
