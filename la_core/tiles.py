@@ -23,7 +23,7 @@ ROWS = 32
 """Of a tile."""
 NEAR = 128
 """Centroids that a tile is compared with, at the least."""
-WORK, LISTS = 5.0, 7.0
+WORK, LISTS = 6.5, 6.0
 """How much more work than a centroid in a product with all is one of a tile's own, and one to choose these from."""
 SAMPLE = 512
 """Rows that are looked at to say how many it takes."""
