@@ -167,12 +167,14 @@ def lloyd(
 def about_means(x: Array, centroids: Array, counts: Array) -> float:
     """The inertia about centroids that are means of so many rows each."""
     xp = array_namespace(x)
-
-    def squares(rows: Array) -> tuple[Array]:
-        return (sum(xp.sum(kernels.wide(rows[some, :]) ** 2) for some in kernels.read_in_blocks(rows)),)
-
-    (whole,) = shards.sums(squares, x)
+    (whole,) = shards.sums(_squares, x)
     return float(whole - xp.sum(counts[:, 0] * xp.vecdot(centroids, centroids)))
+
+
+def _squares(rows: Array) -> tuple[Array]:
+    """The sum of all squares; one function, so that a library that compiles does so once."""
+    xp = array_namespace(rows)
+    return (sum(xp.sum(kernels.wide(rows[some, :]) ** 2) for some in kernels.read_in_blocks(rows)),)
 
 
 def to_come(history: list[float], left: int) -> float:

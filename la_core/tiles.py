@@ -73,20 +73,20 @@ def enough(x: Array, labels: Array, centroids: Array) -> int:
     xp, n, m = array_namespace(x), x.shape[0], centroids.shape[0]
     squared = xp.vecdot(centroids, centroids)
     chosen = xp.arange(0, n, max(1, n // SAMPLE), device=device(x))
-    near: list[int] = []
+    parts = []
     for some in blocks(chosen.shape[0], 8 * CACHE // (m * itemsize(centroids))):
         rows = chosen[some]
         mean = xp.take(centroids, xp.take(labels, rows), axis=0)
         by = kernels.wide(xp.take(x, rows, axis=0)) - mean
         reach = 4.0 * xp.vecdot(by, by) - xp.vecdot(mean, mean)
         within = squared - 2.0 * mean @ xp.matrix_transpose(centroids) <= reach[:, None]
-        near += [int(count) for count in xp.sum(xp.astype(within, xp.int32), axis=1)]
+        parts.append(xp.sum(xp.astype(within, xp.int32), axis=1))
+    within = xp.concat(parts)
     work = WORK * (1.0 + 0.5 * ROWS * m / n)  # clusters leave half of their last tile unused
     costs, candidates = {0: float(m)}, NEAR
     while work * candidates < m:
-        costs[candidates] = (
-            work * candidates + LISTS * m * m / n + m * sum(count > candidates for count in near) / len(near)
-        )
+        unsure = float(xp.mean(xp.astype(within > candidates, xp.float32)))
+        costs[candidates] = work * candidates + LISTS * m * m / n + m * unsure
         candidates *= 2
     return min(costs, key=lambda candidates: costs[candidates])
 
