@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from la_core import kernels, tiles
+from la_core import kernels, protocol, tiles
 from la_core.backends import gpu, host, scan
-from la_core.backends import numpy as _  # noqa: F401  (its kernels, for what is NumPy's on a CPU)
 from la_core.backends.scan import Map, pays
 from la_core.errors import NotFiniteError
 
@@ -81,6 +80,7 @@ def neighbours(centroids: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
     """On a CPU by NumPy's product."""
     if centroids.device.type != "cpu":
         return tiles.neighbours.reference(centroids, candidates)
+    protocol.ready("numpy")  # its kernels
     near, far = tiles.neighbours.reference(centroids.detach().numpy(), candidates)
     return torch.from_numpy(near), torch.from_numpy(far)
 
