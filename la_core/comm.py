@@ -24,6 +24,8 @@ PIECE = 16 * 2**20
 """Bytes that are told at a time."""
 WORDS = 4096
 """Bytes of the facts that processes do not agree on which an error can quote."""
+FINGERPRINT = 64
+"""Bytes by which a process tells the others what it is about to give."""
 
 
 class Comm(Protocol):
@@ -32,7 +34,8 @@ class Comm(Protocol):
     Raises
     ------
     DistributedError
-        From each method, where another process has died, or does not answer in time.
+        From each method, where another process has died, does not answer in time, or gives what does not fit
+        (:func:`fingerprint`).
     """
 
     @property
@@ -69,6 +72,32 @@ class Alone:
 
 
 ALONE = Alone()
+
+
+def fingerprint(what: str, x: Array) -> bytes:
+    """What a process is about to give, in words, for the others to see before the data.
+
+    Libraries of collectives do not compare shapes: what does not fit ends a process, or is taken for its sum.
+    """
+    said = f"{what} of {str(x.dtype).rpartition('.')[2]} {tuple(x.shape)}"
+    return said.encode()[:FINGERPRINT].ljust(FINGERPRINT)
+
+
+def compare(fingerprints: np.ndarray) -> None:
+    """Whether all processes are about to give the same, by their fingerprints (size, 64).
+
+    Raises
+    ------
+    DistributedError
+        Names the first process that gives something else, and what.
+    """
+    odd = np.flatnonzero((fingerprints != fingerprints[0]).any(axis=1))
+    if odd.size:
+        usual, other = (bytes(fingerprints[rank]).decode(errors="replace").strip() for rank in (0, odd[0]))
+        raise DistributedError(
+            f"the processes of a run must agree. Process 0 gives {usual}; process {odd[0]} of {len(fingerprints)} "
+            f"gives {other}"
+        )
 
 
 def share(n: int, comm: Comm) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from math import prod
 
 import numpy as np
 
@@ -74,8 +75,15 @@ class MLP:
         return passed[-1], back
 
     def sum_gradients(self, all_sum: Callable[[Array], Array]) -> None:
-        """The gradients of the last ``back``, added up over all processes."""
-        self._gradients = {name: all_sum(gradient) for name, gradient in self._gradients.items()}
+        """The gradients of the last ``back``, added up over all processes, in one vector."""
+        given = self._gradients
+        xp = array_namespace(*given.values())
+        total = all_sum(xp.concat([xp.reshape(gradient, (-1,)) for gradient in given.values()]))
+        ends = accumulate(prod(gradient.shape) for gradient in given.values())
+        self._gradients = {
+            name: xp.reshape(total[end - prod(gradient.shape) : end], gradient.shape)
+            for (name, gradient), end in zip(given.items(), ends, strict=True)
+        }
 
     def step(self, learning_rate: float) -> None:
         """SGD with momentum, or Adam with decoupled weight decay (Loshchilov and Hutter 2019).

@@ -19,6 +19,7 @@ import numpy as np
 from la_core import check, kernels, tiles
 from la_core.bank import random_rows
 from la_core.clusters import lloyd
+from la_core.comm import FINGERPRINT
 from la_core.dryrun import Cost, Line, _bytes, _flop, bank_word
 from la_core.dryrun import plan as dry_run
 from la_core.protocol import Backend
@@ -27,6 +28,8 @@ from la_core.settings import Settings
 PER_ROW = 72
 """Bytes that a clustering takes for each row at most, beside copies of the row: labels, squared distances and orders,
 of this iteration and the last."""
+COLLECTIVES = {"replicated": 4, "sharded": 7}
+"""Of a step, by layout. Before each goes its fingerprint."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +152,8 @@ def traffic(
     gathered, and by a ring ``2 (size - 1) / size`` times what it gives to be summed.
     """
     each = -(-batch // size)
-    gathered, summed = 8 + 4 * each * dim, 4 * weights  # facts, embeddings; gradients
+    said = FINGERPRINT * COLLECTIVES[layout]
+    gathered, summed = said + 8 + 4 * each * dim, 4 * weights  # fingerprints, facts, embeddings; gradients
     if layout == "replicated":
         return gathered + 4 * each * (dim + 2), summed  # loss, cotangent, number of close neighbours
     # Candidates with their rows; rows of the background, weighted; old rows of the batch.

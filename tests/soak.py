@@ -5,7 +5,7 @@ writers   SIGKILL at random instants of a process that only saves
 calls     SIGKILL before the n-th system call of a save with rotation, n = 1, 2, ..., by strace where it may trace
 power     power loss at every operation of a save, and many ways in which the disk may be left
 mutants   checkpoints with one thing changed
-processes runs of 1 to 4 processes beside each other; and one of 2 or 4 that is killed, hangs or raises, in any phase
+processes runs of 1 to 4 processes; and one of 2 or 4 that is killed, hangs, raises or gives a wrong shape, in any phase
 devices   the same runs on 2, 4 and 8 devices of JAX
 steps     NaN and infinity in embeddings and gradients, at many steps, on every library
 stored    runs with the bank in half precision or in a file, stopped at every step

@@ -30,7 +30,7 @@ from la_core.comm import Team
 from la_core.errors import CheckpointError, DistributedError, LaCoreError, SettingsError
 from la_core.layout import Layout
 from la_core.mlp import MLP
-from la_core.planner import traffic
+from la_core.planner import COLLECTIVES, traffic
 from la_core.run import AGGREGATION
 
 train = sys.modules["la_core.train"]  # the package's name for it is that of the function
@@ -290,7 +290,7 @@ SLACK = 2
 
 def law_a_failing_process_is_an_error_on_all_others(folder, phase, fault, layout, size, timeout=TIMEOUT):
     """And the newest checkpoint resumes, with one process fewer, to the same end. How late the last of them raised."""
-    at = size - 1
+    at, shape = size - 1, fault == "shape"
 
     def work(rank, tell):
         owner, name, count = PHASES[phase]
@@ -305,7 +305,10 @@ def law_a_failing_process_is_an_error_on_all_others(folder, phase, fault, layout
                 if fault == "hangs":
                     time.sleep(TIMEOUT + SLACK + 1)
                     os._exit(0)
-                raise RuntimeError("planned")
+                if fault == "raises":
+                    raise RuntimeError("planned")
+                for collective in ("all_sum", "all_gather"):
+                    setattr(TorchComm, collective, wider(getattr(TorchComm, collective)))
             return plain(*args, **options)
 
         if rank == at:
@@ -316,13 +319,17 @@ def law_a_failing_process_is_an_error_on_all_others(folder, phase, fault, layout
             tell(["raised", time.monotonic(), str(error)])
 
     ends = team(size, work, timeout)
-    ((kind, when),) = ends[at].told
+    (kind, when), *rest = ends[at].told
     assert kind == "fault", "the planned fault did not come"
     late = []
-    for end in ends[:at]:
+    expected = "another one has ended, or has not answered in time"
+    if shape:  # all of them can tell, the one that is wrong too
+        expected = rf"Process 0 gives a (sum|part) .*; process {at} of {size} gives a "
+        ends[at].told = rest
+    for end in ends[: size if shape else at]:
         ((kind, then, message),) = end.told
         assert (kind, end.status) == ("raised", 0)
-        assert "another one has ended, or has not answered in time" in message
+        assert re.search(expected, message), message
         assert then - when <= TIMEOUT + SLACK, f"it took {then - when:.1f} s"
         late.append(then - when)
     whole, again = {}, {}
@@ -337,7 +344,12 @@ def law_a_failing_process_is_an_error_on_all_others(folder, phase, fault, layout
     return max(late)
 
 
-FAULTS = ("killed", "hangs", "raises")
+def wider(collective):
+    """Gives one number more in the last axis, as only a bug can."""
+    return lambda self, x: collective(self, torch.cat([x, torch.zeros_like(x[..., :1])], -1))
+
+
+FAULTS = ("killed", "hangs", "raises", "shape")
 
 
 @pytest.mark.parametrize(
@@ -348,6 +360,8 @@ FAULTS = ("killed", "hangs", "raises")
         ("gradients", "hangs", "replicated", 2),
         ("clustering", "killed", "sharded", 3),
         ("checkpoint", "killed", "sharded", 2),
+        ("gradients", "shape", "replicated", 2),
+        ("clustering", "shape", "sharded", 3),
     ],
 )  # the soak has all of them
 def test_a_failing_process_is_an_error_on_all_others(warm, tmp_path, phase, fault, layout, size):
@@ -359,6 +373,11 @@ def law_errors_that_are_not_turned_are_caught(folder):
     law_a_failing_process_is_an_error_on_all_others(folder, "embedding", "killed", "replicated", 2)
 
 
+def law_shapes_that_are_not_compared_are_caught(folder):
+    TorchComm._compare = lambda self, what, x: None
+    law_a_failing_process_is_an_error_on_all_others(folder, "gradients", "shape", "replicated", 2)
+
+
 def law_a_late_error_is_caught(folder):
     law_a_failing_process_is_an_error_on_all_others(folder, "embedding", "hangs", "replicated", 2, TIMEOUT + 20)
 
@@ -368,6 +387,8 @@ def test_the_law_of_failing_processes_can_fail(warm, tmp_path):
         warm("law_errors_that_are_not_turned_are_caught", tmp_path / "a")
     with pytest.raises(AssertionError, match=r"it took \d+\.\d s"):
         warm("law_a_late_error_is_caught", tmp_path / "b")
+    with pytest.raises(AssertionError, match=r"not enough values to unpack|another one has ended"):
+        warm("law_shapes_that_are_not_compared_are_caught", tmp_path / "c")
 
 
 def law_a_save_that_fails_is_an_error_on_all(folder, layout):
@@ -550,6 +571,5 @@ def test_a_process_holds_its_part_and_gives_what_the_model_says(warm, layout, si
         assert held == rows * dim * 4
         assert steps
         for calls, given, batch, _ in steps:
-            replicated = layout == "replicated"  # the terms of the loss; or candidates, weighted rows, old rows
-            assert calls == 2 + len(SIZES[1:]) * 2 + (1 if replicated else 4)
+            assert calls == 2 * COLLECTIVES[layout]
             assert given == sum(traffic(layout, size, n=n, dim=dim, batch=batch, k=k, weights=weights))

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from la_core.comm import ALONE, Comm
+from la_core.comm import ALONE, Comm, compare, fingerprint
 from la_core.errors import DistributedError
 
 TIMEOUT = timedelta(minutes=10)
@@ -18,12 +18,12 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class TorchComm:
-    """The default group of ``torch.distributed``.
+    """The default group of ``torch.distributed``. Before anything is given all tell each other its kind and shape.
 
     Attributes
     ----------
     calls, payload
-        Collectives made, and bytes that this process gave to them.
+        Collectives made, those of fingerprints included, and bytes that this process gave to them.
     """
 
     def __init__(self) -> None:
@@ -33,6 +33,7 @@ class TorchComm:
     def all_sum(self, x: Tensor) -> Tensor:
         """The sum over all processes, as gloo and NCCL make it: once for each part, and the same bits for all."""
         total = x.detach().clone(memory_format=torch.contiguous_format)
+        self._compare("a sum", total)
         with self._counted(total):
             dist.all_reduce(total)
         return total
@@ -40,6 +41,14 @@ class TorchComm:
     def all_gather(self, x: Tensor) -> Tensor:
         """What each process gives, by rank."""
         given = x.detach().contiguous()
+        self._compare("a part", given)
+        return self._gathered(given)
+
+    def _compare(self, what: str, x: Tensor) -> None:
+        mine = torch.frombuffer(bytearray(fingerprint(what, x)), dtype=torch.uint8)
+        compare(self._gathered(mine.to(x.device)).cpu().numpy())
+
+    def _gathered(self, given: Tensor) -> Tensor:
         every = given.new_empty((self.size, *given.shape))
         with self._counted(given):
             dist.all_gather(list(every.unbind(0)), given)
