@@ -40,6 +40,7 @@ def _product(z: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
 
 kernels.votes.override("numpy")(host.votes)
 kernels.softmax_ratio.override("numpy")(host.softmax_ratio)
+kernels.weighted_rows.override("numpy")(host.weighted_rows)
 kernels.assign.override("numpy")(host.assign)
 
 
