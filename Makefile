@@ -24,9 +24,8 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --no-build-isolation -e '.[torch,jax,demo,export]' --group test --group lint --group build
 	@touch $@
 
-# glibc gives large arrays back and asks for them again in every step, a tenth of the time, unless it is told not to.
 demo: $(READY)  ## learn embeddings of handwritten digits, and draw what was learnt
-	MALLOC_TRIM_THRESHOLD_=2000000000 MALLOC_MMAP_THRESHOLD_=1000000000 $(BIN)/python examples/train_torch.py
+	$(BIN)/python examples/train_torch.py
 
 demo-quick: $(READY)  ## the same in little time, to see that it runs
 	$(BIN)/python examples/train_torch.py --quick

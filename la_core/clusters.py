@@ -127,6 +127,7 @@ class Before(NamedTuple):
     """About the means of the rows with each label, to a few units of rounding of the rows' squares."""
 
 
+@kernels.Kernel
 def lloyd(
     x: Array, centroids: Array, n_iter: int, tolerance: float, before: Before | None = None
 ) -> tuple[Array, Array, list[float]]:

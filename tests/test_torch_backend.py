@@ -1,16 +1,19 @@
 """PyTorch's backend: small steps on a CPU are made by NumPy, in the tensors' own memory."""
 
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
+import threadpoolctl
 from strategies import make_case
 
 torch = pytest.importorskip("torch")
 
 import la_core
-from la_core import State, objectives
+from la_core import State, clusters, objectives
 from la_core.backends.torch import small
+from la_core.errors import NotFiniteError
 
 
 def seen(compiled, *args):
@@ -78,3 +81,61 @@ def test_the_terms_are_those_of_pytorch():
     by_numpy, by_torch = la_core.backend("torch").compile(objective)(*args), objective(*args)
     for ours, theirs in zip(by_numpy, by_torch, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def threads_of_blas():
+    """Of NumPy's library; what PyTorch's has is its own."""
+    (found,) = {x["num_threads"] for x in threadpoolctl.threadpool_info() if x["internal_api"] == "openblas"}
+    return found
+
+
+def test_numpy_has_one_thread_in_small_steps_alone():
+    inside = []
+
+    def step(x, fails=False):
+        inside.append(threads_of_blas())
+        if fails:
+            raise NotFiniteError("planned")
+        return (x,)
+
+    compiled = la_core.backend("torch").compile(step)
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        compiled(torch.ones(1))
+        assert threads_of_blas() == 2
+        with pytest.raises(NotFiniteError):
+            compiled(torch.ones(1), fails=True)
+        assert threads_of_blas() == 2
+    assert inside == [1, 1]
+
+
+def test_without_threadpoolctl_small_steps_are_the_same(monkeypatch):
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)
+    small._blas.cache_clear()
+    try:
+        _, libraries = seen(la_core.backend("torch").compile, torch.ones(1))
+    finally:
+        small._blas.cache_clear()
+    assert libraries == {"numpy"}
+
+
+def test_few_rows_are_clustered_by_numpy_and_many_by_pytorch():
+    """Which shows in nothing but the time: so the calls are counted."""
+    libraries = []
+
+    def means(x, *rest):
+        libraries.append(type(x).__module__)
+        return plain(x, *rest)
+
+    rows = np.asarray(make_case(2).bank)
+    plain, clusters.means = clusters.means, means
+    try:
+        few = la_core.cluster(torch.tensor(rows), n_clusters=3, n_clusterings=2, seed=0)
+        bare = la_core.cluster(np.array(rows), n_clusters=3, n_clusterings=2, seed=0)
+        many = torch.nn.functional.normalize(torch.randn(small.SMALL // 4 // 8 + 1, 8))
+        la_core.cluster(many, n_clusters=2, seed=0, n_iter=2)
+    finally:
+        clusters.means = plain
+    assert libraries == sorted(libraries)  # "numpy" comes before "torch"
+    assert set(libraries) == {"numpy", "torch"}
+    assert few.labels.numpy().tolist() == bare.labels.tolist()
+    assert [x.numpy().tolist() for x in few.centroids] == [x.tolist() for x in bare.centroids]

@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from la_core import kernels, protocol, tiles
+from la_core import clusters, kernels, protocol, tiles
 from la_core.backends import gpu, host, scan
 from la_core.backends.scan import Map, pays
+from la_core.backends.torch.small import by_numpy
 from la_core.errors import NotFiniteError
 
 _P = ParamSpec("_P")
@@ -73,6 +74,10 @@ def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tup
         block = torch.addmm(minus_half, x[rows], columns, out=room[: rows.stop - rows.start])
         torch.max(block, dim=1, out=(best[rows], labels[rows]))
     return labels, (torch.linalg.vecdot(x, x) - 2.0 * best).clamp_(min=0.0)
+
+
+# NumPy's products and PyTorch's sums in turn would wait for each other's threads, for longer than either takes.
+clusters.lloyd.override("torch")(by_numpy(clusters.lloyd.reference))
 
 
 @tiles.neighbours.override("torch")
