@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 
 from la_core import kernels
+from la_core.backends import threads
 
 VANISHING = 1e-20
 """A share of the peak beside which what a float32 cannot hold is nothing."""
+
+SHARED = 2**22
+"""Distances from which on it pays to begin threads that share them."""
 
 
 def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
@@ -62,18 +67,24 @@ def distinct(indices: np.ndarray) -> bool:
 
 
 def assign(x: np.ndarray, centroids: np.ndarray, budget: int = 8 * kernels.CACHE) -> tuple[np.ndarray, np.ndarray]:
-    """The reference with one room for all blocks; half of each centroid's square is a column more of the product."""
+    """The reference with one room for all blocks of a thread; half of each centroid's square is a column more."""
     n, m = x.shape[0], centroids.shape[0]
-    size = max(64, budget // (m * kernels.itemsize(x)))
     half = -0.5 * np.vecdot(centroids, centroids)
     columns = np.ascontiguousarray(np.concatenate([centroids, half[:, None]], axis=1).T)
-    rows = np.ones((min(n, size), x.shape[1] + 1), x.dtype)
-    room = np.empty((min(n, size), m), x.dtype)
     labels, best = np.empty(n, np.int64), np.empty(n, x.dtype)
-    for some in kernels.blocks(n, size):
-        k = some.stop - some.start
-        rows[:k, :-1] = x[some]
-        block = np.matmul(rows[:k], columns, out=room[:k])
-        np.argmax(block, axis=1, out=labels[some])
-        best[some] = block[np.arange(k), labels[some]]
+
+    def compare(part: slice) -> None:
+        rows = np.ones((min(part.stop - part.start, size), x.shape[1] + 1), x.dtype)
+        room = np.empty((len(rows), m), x.dtype)
+        for start in range(part.start, part.stop, size):
+            some = slice(start, min(start + size, part.stop))
+            k = some.stop - some.start
+            rows[:k, :-1] = x[some]
+            block = np.matmul(rows[:k], columns, out=room[:k])
+            np.argmax(block, axis=1, out=labels[some])
+            best[some] = block[np.arange(k), labels[some]]
+
+    with threads.pool() if n * m >= SHARED else nullcontext((1, map)) as (count, each):
+        size = max(64, budget // (count * m * kernels.itemsize(x)))
+        list(each(compare, list(kernels.blocks(n, -(-n // count)))))
     return labels, np.clip(np.vecdot(x, x) - 2.0 * best, 0.0, None)

@@ -14,12 +14,13 @@ later row of equal score loses the tie. NaN is refused by no comparison, so it r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from la_core import kernels
+from la_core.backends.threads import Map
 from la_core.errors import NotFiniteError
 from la_core.kernels import BUDGET
 
@@ -28,8 +29,6 @@ Products: TypeAlias = Callable[[slice, slice, np.ndarray], object]
 """``products(queries, rows, out)`` writes the scores of some queries against some rows of the bank."""
 Search: TypeAlias = Callable[[np.ndarray], Pair]
 """The reference, for some queries."""
-Map: TypeAlias = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]
-"""``map``, or that of a pool of threads."""
 
 SAMPLE, STRIDES = 16_384, (16, 64)
 """Rows of the sample that the first threshold is taken from, and limits of the stride that this gives."""

@@ -17,8 +17,7 @@ from test_neighbours import every_dtype, law_nearest_is_exact
 from variants import NUMPY, TORCH, assert_same
 
 from la_core import kernels
-from la_core.backends import numpy as numpy_backend
-from la_core.backends import scan
+from la_core.backends import scan, threads
 from la_core.backends.torch import kernels as torch_kernels
 from la_core.errors import NotFiniteError
 
@@ -39,20 +38,16 @@ def small(parts=1):
         return run
 
     @contextmanager
-    def threads():
+    def several():
         with ThreadPoolExecutor(parts) as pool:
             yield parts, pool.map
-
-    def in_threads(*args):
-        with threads() as given:
-            return scan.scan(*args, *given)
 
     with (
         mock.patch.multiple(scan, LEAST=0, SHARE=1, STRIDES=(3, 3), SCORES=1, ROWS=3, FEW=0),
         mock.patch.object(scan._Candidates, "tighten", counting("full", tighten)),
         mock.patch.object(kernels.nearest, "reference", counting("reference", reference)),
-        mock.patch.object(numpy_backend, "scan", in_threads),
-        mock.patch.object(torch_kernels, "_threads", threads),
+        mock.patch.object(threads, "pool", several),
+        mock.patch.object(torch_kernels, "_threads", several),
     ):
         yield seen
 

@@ -12,6 +12,7 @@ torch = pytest.importorskip("torch")
 
 import la_core
 from la_core import State, clusters, objectives
+from la_core.backends import threads
 from la_core.backends.torch import small
 from la_core.errors import NotFiniteError
 
@@ -110,11 +111,11 @@ def test_numpy_has_one_thread_in_small_steps_alone():
 
 def test_without_threadpoolctl_small_steps_are_the_same(monkeypatch):
     monkeypatch.setitem(sys.modules, "threadpoolctl", None)
-    small._blas.cache_clear()
+    threads._blas.cache_clear()
     try:
         _, libraries = seen(la_core.backend("torch").compile, torch.ones(1))
     finally:
-        small._blas.cache_clear()
+        threads._blas.cache_clear()
     assert libraries == {"numpy"}
 
 

@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from la_core import clusters, kernels, protocol, tiles
 from la_core.backends import gpu, host, scan
-from la_core.backends.scan import Map, pays
+from la_core.backends.scan import pays
+from la_core.backends.threads import Map
 from la_core.backends.torch.small import by_numpy
 from la_core.errors import NotFiniteError
 

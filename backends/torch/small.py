@@ -1,15 +1,13 @@
 """Steps so small that they take as long as their calls: on a CPU NumPy makes them, in the tensors' own memory.
 
-And by one thread, where threadpoolctl is there to say so. The threads of PyTorch stay at work for a while after each
-of its calls, in wait for the next, and so do those of NumPy's BLAS library: between them they want more cores than
-there are, and each of the two waits for the other longer than either computes.
+And by one thread (:mod:`la_core.backends.threads`). Those of PyTorch stay at work for a while after each of its calls,
+and so do those of NumPy's BLAS library: where they take turns each waits for the other longer than either computes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache, wraps
+from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -17,6 +15,7 @@ import torch
 from torch import Tensor
 
 from la_core import kernels, protocol
+from la_core.backends import threads
 
 SMALL = 4 * kernels.CACHE
 """Bytes of all arguments, up to which NumPy's shorter calls count for more than PyTorch's threads."""
@@ -34,26 +33,10 @@ def by_numpy(function: Callable[_P, _R]) -> Callable[_P, _R]:
         if sum(x.nbytes for x in tensors) > SMALL or not all(map(_shared, tensors)):
             return function(*args, **kwargs)
         protocol.ready("numpy")  # its kernels
-        with _one_thread():
+        with threads.alone():
             return _mapped(function(*_mapped(args), **kwargs))
 
     return run
-
-
-def _one_thread() -> AbstractContextManager[Any]:
-    """In which NumPy's BLAS library has one thread."""
-    blas = _blas()
-    return nullcontext() if blas is None else blas.limit(limits=1)
-
-
-@cache
-def _blas() -> Any:
-    """What says how many threads OpenBLAS has; None without threadpoolctl."""
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return None
-    return ThreadpoolController().select(internal_api="openblas")
 
 
 def _shared(x: Tensor) -> bool:
