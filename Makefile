@@ -44,8 +44,8 @@ types: $(READY)  ## mypy, strict, on the package and the examples
 	cd build/types && $(MYPY) -p la_core
 	cd build/types && MYPYPATH=. $(MYPY) ../../examples/*.py
 
-tests: $(READY)  ## pytest
-	$(BIN)/pytest
+tests: $(READY)  ## pytest, on all cores up to four
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
 
 soak: $(READY)  ## kill, cut the power, damage checkpoints, spoil steps, for long: the figures of docs/reliability.md (an hour or two)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m soak

@@ -74,7 +74,7 @@ def test_a_billion_rows_by_hand():
     step = {line.name: line.amount for line in one.seconds}["step of aggregation"]
     assert step == pytest.approx((2 * 128 * 10**9 * 128 + 2 * 128 * 4096 * 128) / 1e15)
     shared = {line.name: line.amount for line in eight.seconds}["step of aggregation"]
-    gathered, summed = 8 + 16 * 128 * 4 + 128 * 4096 * 12, 128 * 128 * (4 + 2)
+    gathered, summed = 7 * 64 + 8 + 16 * 128 * 4 + 128 * 4096 * 12, 128 * 128 * (4 + 2)
     received = 7 * gathered + 2 * 7 / 8 * summed
     assert shared == pytest.approx(step / 8 + received / 1e11)
     clustering = {line.name: line.amount for line in one.seconds}["clustering, at most"]

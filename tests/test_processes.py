@@ -98,7 +98,7 @@ def test_any_number_of_processes_makes_the_same_run(warm, layout):
 PLANTED = [
     ("replicated", Layout.dealt, "((mine.stop - mine.start) / n)", "1.0"),
     ("replicated", Layout.dealt, "indices[mine], *some", "indices[: mine.stop - mine.start], *some"),
-    ("replicated", MLP.sum_gradients, "all_sum(gradient)", "gradient"),
+    ("replicated", MLP.sum_gradients, "all_sum(xp.concat(", "(xp.concat("),
     ("replicated", Team.mine, "v * n + some.start : v * n + some.stop", "v * n : v * n + some.stop - some.start"),
     ("replicated", comm.joined, "[:n, ...]", "[-n:, ...]"),
     ("sharded", shards.Shard.places, "indices - self.start", "indices"),
