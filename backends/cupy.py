@@ -189,7 +189,7 @@ class CuPyBackend:
                 f"CUDA 12. Without a GPU use the backend 'numpy', 'torch' or 'jax'"
             ) from None
 
-    def asarray(self, host: np.ndarray) -> Array:
+    def asarray(self, host: np.ndarray, *, copy: bool = True) -> Array:
         """A copy of ``host`` on the GPU."""
         return cp.array(host)
 

@@ -81,9 +81,9 @@ class NumPyBackend:
         if self.device not in (None, "cpu"):
             raise BackendError(f"the numpy backend runs on 'cpu' only; got device {self.device!r}")
 
-    def asarray(self, host: np.ndarray) -> Array:
-        """A copy of ``host``: the bank is written in place, and the caller's array must not be."""
-        return np.array(host)
+    def asarray(self, host: np.ndarray, *, copy: bool = True) -> Array:
+        """A copy of ``host``, unless it is given away: the bank is written in place, and the caller's must not be."""
+        return np.array(host) if copy else host
 
     def to_host(self, x: Array) -> np.ndarray:
         """The array itself."""

@@ -6,6 +6,7 @@ An example supplies its name and its encoders; everything else is here.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 import warnings
@@ -74,6 +75,7 @@ def main(
     ``devices`` says that the framework's backend takes several devices: the job then has an option for it.
     """
     options = _parser(framework, encoders, networks, devices).parse_args(argv)
+    keep_freed_memory()
     try:
         if networks and options.dry_run:
             _dry_run(options, networks)
@@ -91,6 +93,22 @@ def main(
         print(f"terminated; the same command goes on with --resume --out {options.out}", file=sys.stderr)
         return 143
     return 0
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep what a step frees for the next, where it is one that can be told so.
+
+    By itself glibc gives large blocks back at once, and each step pays the system for all of its activations anew. It
+    is the program that may say so, and not a library in it.
+    """
+    tell = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if tell is not None:
+        for threshold in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+            tell(threshold, 2**30)
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Numbers of <malloc.h>."""
 
 
 def _parser(

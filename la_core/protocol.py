@@ -78,8 +78,11 @@ class Backend(Protocol):
 
     name: str
 
-    def asarray(self, host: np.ndarray) -> Array:
-        """A copy of a host array on this device, of the same dtype."""
+    def asarray(self, host: np.ndarray, *, copy: bool = True) -> Array:
+        """A copy of a host array on this device, of the same dtype.
+
+        With ``copy=False`` it may be the host array's own memory: the caller gives that away.
+        """
         ...
 
     def to_host(self, x: Array) -> np.ndarray:

@@ -331,7 +331,7 @@ class _Trainer:
         """
         run, team, n, n_views = self.run, self.team, len(indices), self.run.settings.views
         with self._clock("load"):
-            batch = run.backend.asarray(views.astype(run.settings.dtype, copy=False))
+            batch = run.backend.asarray(views.astype(run.settings.dtype, copy=False), copy=False)
             rows = run.backend.asarray(indices)
         with self._clock("encode"):
             mine, back = run.encoder.pullback(batch)

@@ -325,7 +325,7 @@ class _Eye:
     dtype: str
 
     def __call__(self, views: np.ndarray) -> dict[str, Array]:
-        given = self.encoder.layers(self.backend.asarray(views.astype(self.dtype, copy=False)), self.names)
+        given = self.encoder.layers(self.backend.asarray(views.astype(self.dtype, copy=False), copy=False), self.names)
         found = {name: flattened(name, given[name], self.backend, self.max_features) for name in self.names}
         for name, x in found.items():
             check.finite(f"layer {name!r}", x)

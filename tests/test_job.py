@@ -1,6 +1,9 @@
 """The main job: its data, its options, and what it prints and leaves behind."""
 
+import ctypes
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -173,3 +176,38 @@ def test_resume_needs_its_folder_and_sigterm_is_143(tmp_path, monkeypatch, capsy
     monkeypatch.undo()
     assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "none", "--resume", "must") == 2
     assert "no checkpoint to go on from" in capsys.readouterr().err
+
+
+FAULTS = """
+import resource
+import numpy as np
+from la_core import job
+
+if {told}:
+    job.keep_freed_memory()
+blocks = [np.ones(2**22) for _ in range(4)]  # 32 MB each, above any threshold of glibc's own
+del blocks
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(4):
+    np.ones(2**22)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library takes no such wishes")
+def test_what_a_step_frees_is_at_hand_for_the_next():
+    def faults(told):
+        # Small pages, whatever the system makes of large blocks: each that is new is a fault.
+        quiet = {**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"}
+        script = [sys.executable, "-c", FAULTS.format(told=told)]
+        return int(subprocess.run(script, capture_output=True, text=True, check=True, env=quiet).stdout)
+
+    anew, kept = faults(False), faults(True)
+    assert kept < anew / 10
+
+
+def test_the_job_keeps_what_is_freed(monkeypatch, tmp_path):
+    told = []
+    monkeypatch.setattr(job, "keep_freed_memory", lambda: told.append(True))
+    assert call("--data", tmp_path / "nothing") == 2
+    assert told

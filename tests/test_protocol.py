@@ -118,6 +118,8 @@ def test_backend_carries_arrays_there_and_back(name, dtype):
     assert_same(backend.to_host(there), host)
     there[0, 0] = 1
     assert host[0, 0] == 0, "asarray must copy: the bank is written in place"
+    given = backend.to_host(backend.asarray(host.copy(), copy=False))
+    np.testing.assert_array_equal(given, host, strict=True)
 
 
 @pytest.mark.parametrize(("name", "device"), [("numpy", "cuda"), ("torch", "no such device"), ("torch", "cuda:99")])

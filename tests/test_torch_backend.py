@@ -116,3 +116,13 @@ def test_few_rows_are_clustered_by_numpy_and_many_by_pytorch():
     assert set(libraries) == {"numpy", "torch"}
     assert few.labels.numpy().tolist() == bare.labels.tolist()
     assert [x.numpy().tolist() for x in few.centroids] == [x.tolist() for x in bare.centroids]
+
+
+def test_what_is_given_away_is_taken_over_and_what_is_read_only_is_copied():
+    backend, host = la_core.backend("torch"), np.zeros((2, 3), dtype=np.float32)
+    assert backend.asarray(host, copy=False).data_ptr() == host.ctypes.data
+    assert backend.asarray(host).data_ptr() != host.ctypes.data
+    host.flags.writeable = False
+    there = backend.asarray(host, copy=False)
+    there += 1
+    assert not host.any()

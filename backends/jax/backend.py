@@ -67,7 +67,7 @@ class JaxBackend:
             self.devices = Devices(found)
             self.device = self.devices.all
 
-    def asarray(self, host: np.ndarray) -> Array:
+    def asarray(self, host: np.ndarray, *, copy: bool = True) -> Array:
         """A copy of ``host`` on the device, of its dtype; without x64, 64-bit integers become 32-bit ones."""
         host = np.asarray(host)
         if jax.dtypes.canonicalize_dtype(np.int64) == np.int32:  # x64 is off

@@ -42,9 +42,14 @@ class TorchBackend:
         """The processes of the run."""
         return comm.comm(self.device)
 
-    def asarray(self, host: np.ndarray) -> Tensor:
-        """A copy of ``host`` on the device; the bank is written in place, and the caller's array must not be."""
-        return torch.tensor(host, device=self.device)
+    def asarray(self, host: np.ndarray, *, copy: bool = True) -> Tensor:
+        """A copy of ``host`` on the device; the bank is written in place, and the caller's array must not be.
+
+        A CPU takes over what it is given: all threads would share a copy, and wait for one that loads the next batch.
+        """
+        if copy or not host.flags.writeable:  # a tensor cannot be read-only
+            return torch.tensor(host, device=self.device)
+        return torch.as_tensor(host, device=self.device)
 
     def to_host(self, x: Tensor) -> np.ndarray:
         """The numbers of ``x``; bfloat16, which NumPy lacks, as float32."""

@@ -143,7 +143,7 @@ def _collect(
     places = list(kernels.blocks(len(chosen), batch_size))
     loaded = (workers or Workers()).load(data, [chosen[rows] for rows in places], view)
     for rows, (_, batch) in zip(places, _shown(loaded, len(places), progress), strict=True):
-        for name, x in look(backend.asarray(batch.astype(dtype, copy=False))).items():
+        for name, x in look(backend.asarray(batch.astype(dtype, copy=False), copy=False)).items():
             host = backend.to_host(x)
             if name not in found:
                 found[name] = np.empty((len(chosen), *host.shape[1:]), host.dtype)

@@ -77,7 +77,7 @@ class Plain:
     guise: Guise
     name: str = "plain"
 
-    def asarray(self, host):
+    def asarray(self, host, *, copy=True):
         return self.guise.asarray(host)
 
     def to_host(self, x):

@@ -25,7 +25,7 @@ class StrictBackend:
         except ValueError as error:
             raise BackendError(f"array-api-strict cannot use device {device!r}: {error}") from None
 
-    def asarray(self, host: np.ndarray) -> Array:
+    def asarray(self, host: np.ndarray, *, copy: bool = True) -> Array:
         """A copy of ``host`` on the device, of its dtype."""
         return array_api_strict.asarray(np.array(host), device=self.device)
 
