@@ -93,7 +93,7 @@ def _search(products: Products, n_queries: int, n: int, k: int, dtype: Any, size
         threshold[queries, 0] = _guess(products, queries, n, k, dtype)
 
     def fill(rows: slice) -> Pair:
-        candidates = _Candidates(threshold.copy(), k, n_queries * _room(k, size))
+        candidates = _Candidates(threshold.copy(), k, _room(k, size))
         _fill(candidates, products, rows, size)
         return candidates.table()
 
@@ -138,9 +138,12 @@ def stride(n: int) -> int:
 
 
 def rank(n: int, k: int) -> int:
-    """Of the threshold in the sample: the expected number of the k best there, and six sigma."""
+    """Of the threshold in the sample: the expected number of the k best there, and 4.5 sigma.
+
+    So that one query in a few hundred thousand has fewer than k candidates, and is searched again.
+    """
     expected = k / stride(n)
-    return min(-(-n // stride(n)), math.ceil(expected + 6 * math.sqrt(expected)))
+    return min(-(-n // stride(n)), math.ceil(expected + 4.5 * math.sqrt(expected)))
 
 
 def _guess(products: Products, queries: slice, n: int, k: int, dtype: Any) -> np.ndarray:
@@ -173,46 +176,43 @@ class _Candidates:
 
     def __init__(self, threshold: np.ndarray, k: int, room: int) -> None:
         self.threshold, self.k, self.room = threshold, k, room
-        self.filled = 0
-        self.blocks: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-        """Scores and rows, by query, then by row; and how many of each query."""
+        self._scores = np.empty((len(threshold), room), threshold.dtype)
+        self._rows = np.zeros((len(threshold), room), np.int64)
+        self._filled = np.zeros(len(threshold), np.int64)
 
     def add(self, block: np.ndarray, first: int, passed: np.ndarray) -> bool:
-        """Add what exceeds the threshold, unless there is no room for it."""
+        """Add what exceeds the threshold, unless a query has no room for it."""
         np.less_equal(block, self.threshold, out=passed)
         np.logical_not(passed, out=passed)  # so that NaN passes
         flat = np.flatnonzero(passed)
-        if self.filled + flat.size > self.room:
-            return False
         n_queries, size = block.shape
         starts = size * np.arange(n_queries + 1)
-        counts = np.diff(np.searchsorted(flat, starts))
-        self.blocks.append((np.take(block, flat), flat + np.repeat(first - starts[:-1], counts), counts))
-        self.filled += flat.size
+        ends = np.searchsorted(flat, starts)
+        counts = np.diff(ends)
+        if (self._filled + counts).max() > self.room:
+            return False
+        # While they are in the cache: from the place among all that passed to the one behind those of the query.
+        into = np.arange(len(flat)) + np.repeat(self.room * np.arange(n_queries) + self._filled - ends[:-1], counts)
+        self._scores.reshape(-1)[into] = np.take(block, flat)
+        self._rows.reshape(-1)[into] = flat + np.repeat(first - starts[:-1], counts)
+        self._filled += counts
         return True
 
     def table(self) -> Pair:
-        """Scores and rows of each query (B, width), by rising row; -inf where a query has fewer than another."""
-        values, rows, many = zip(*self.blocks, strict=True)
-        counts = np.stack(many)
-        width = int(counts.sum(axis=0).max())
-        places = np.cumsum(counts, axis=0) - counts + width * np.arange(counts.shape[1])  # of the first of each
-        counts = counts.reshape(-1)
-        into = np.arange(self.filled) + np.repeat(places.reshape(-1) - np.cumsum(counts) + counts, counts)
-        scores = np.full((len(self.threshold), width), -np.inf, self.threshold.dtype)
-        of = np.zeros(scores.shape, np.int64)
-        scores.reshape(-1)[into], of.reshape(-1)[into] = np.concatenate(values), np.concatenate(rows)
+        """Scores and rows of each query (B, width), by rising row; then -inf where a query has fewer than another."""
+        least, width = int(self._filled.min()), int(self._filled.max())
+        scores = self._scores[:, :width]
+        scores[:, least:][np.arange(least, width) >= self._filled[:, None]] = -np.inf
         if np.isnan(scores).any():
             raise NotFiniteError("the bank must be finite; a score against it is NaN")
-        return scores, of
+        return scores, self._rows[:, :width]
 
     def tighten(self) -> None:
         """Keep the k best of every query, the least of which is its new threshold."""
         values, rows = _best(*self.table(), self.k)
         np.maximum(self.threshold, values.min(axis=1, keepdims=True), out=self.threshold)
-        held = values > -np.inf
-        self.blocks = [(values[held], rows[held], held.sum(axis=1))]
-        self.filled = int(held.sum())
+        self._scores[:, : self.k], self._rows[:, : self.k] = values, rows
+        self._filled = (values > -np.inf).sum(axis=1)
 
 
 def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> Pair:
