@@ -53,11 +53,15 @@ def mean_of_equals(x: Array, indices: Array) -> Array:
 
 @kernels.segment_sum.override("numpy")
 def segment_sum(x: Array, segments: Array, n: int) -> Array:
-    """Rows sorted by segment, then summed run by run."""
-    order = np.argsort(segments, kind="stable")
-    present, starts = np.unique(segments[order], return_index=True)
+    """Rows sorted by segment, then summed run by run; of one column, such as counts, as they come."""
+    if x.shape[1] == 1:
+        return np.bincount(segments, x[:, 0], n)[:, None].astype(x.dtype)
+    counts = np.bincount(segments, minlength=n)
+    present = np.flatnonzero(counts)
     total = np.zeros((n, x.shape[1]), dtype=x.dtype)
-    total[present] = np.add.reduceat(x[order], starts, axis=0)
+    if present.size:
+        order = np.argsort(segments, kind="stable")
+        total[present] = np.add.reduceat(x[order], (np.cumsum(counts) - counts)[present], axis=0)
     return total
 
 

@@ -52,10 +52,10 @@ def stored(rows: np.ndarray, backend: Backend, dtype: str) -> Array:
 def inverse_norm(x: Array) -> Array:
     """1 / ||row||, shape (..., 1); 0 for a row of zeros, which has no direction."""
     xp = array_namespace(x)
-    # The floor keeps both branches of the `where` finite, so that neither value nor derivative is NaN at zero.
-    floor = xp.finfo(x.dtype).smallest_normal
     square = xp.sum(x * x, axis=-1, keepdims=True)
-    return xp.where(square > floor, 1.0 / xp.sqrt(xp.clip(square, min=floor)), xp.zeros_like(square))
+    some = square > xp.finfo(x.dtype).smallest_normal
+    # Both branches of the outer `where` are finite, so that neither value nor derivative is NaN at zero.
+    return xp.where(some, 1.0 / xp.sqrt(xp.where(some, square, xp.ones_like(square))), xp.zeros_like(square))
 
 
 def unit(x: Array) -> Array:
