@@ -16,6 +16,9 @@ VANISHING = 1e-20
 SHARED = 2**22
 """Distances from which on it pays to begin threads that share them."""
 
+GATHERED = 2**23
+"""And numbers of gathered rows."""
+
 
 def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
     """The reference's comparisons, counted in place, some rows at a time whose labels stay in the cache."""
@@ -50,14 +53,20 @@ def softmax_ratio(s: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarr
 
 
 def weighted_rows(weights: np.ndarray, bank: np.ndarray, indices: np.ndarray) -> np.ndarray:
-    """The reference with one room for all rows that it gathers, for memory that is new costs several times more."""
+    """The reference with one room for the rows of a thread, for memory that is new costs several times more."""
     (batch, k), dim = indices.shape, bank.shape[1]
     found, size = np.empty((batch, 1, dim), weights.dtype), kernels.CACHE // (k * dim * bank.itemsize)
-    room = np.empty((min(batch, max(1, size)) * k, dim), bank.dtype)
-    for some in kernels.blocks(batch, size):
-        flat = indices[some].reshape(-1)
-        rows = np.take(bank, flat, axis=0, out=room[: len(flat)], mode="clip")  # "raise" would gather apart first
-        np.matmul(weights[some, None, :], kernels.wide(rows).reshape(-1, k, dim), out=found[some])
+
+    def gather(part: slice) -> None:
+        named, shares, sums = indices[part], weights[part, None, :], found[part]
+        room = np.empty((min(len(named), max(1, size)) * k, dim), bank.dtype)
+        for some in kernels.blocks(len(named), size):
+            flat = named[some].reshape(-1)
+            rows = np.take(bank, flat, axis=0, out=room[: len(flat)], mode="clip")  # "raise" would gather apart first
+            np.matmul(shares[some], kernels.wide(rows).reshape(-1, k, dim), out=sums[some])
+
+    with threads.pool() if indices.size * dim >= GATHERED else nullcontext((1, map)) as (count, each):
+        list(each(gather, list(kernels.blocks(batch, -(-batch // count)))))
     return found[:, 0]
 
 

@@ -98,3 +98,29 @@ def test_the_law_of_the_parts_can_fail(monkeypatch):
     monkeypatch.setattr(kernels, "blocks", lambda n, size: iter([slice(0, size), slice(size, n - 1)]))
     with pytest.raises(AssertionError):
         law_the_parts_of_an_assignment_are_the_whole(2**20)
+
+
+def law_the_parts_of_a_weighted_sum_are_the_whole():
+    bank, weights = (integer_rows(seed, *shape).astype(np.float32) for seed, shape in ((0, (50, 4)), (1, (11, 7))))
+    indices = np.random.default_rng(2).integers(50, size=(11, 7))
+    assert_same(host.weighted_rows(weights, bank, indices), kernels.weighted_rows.reference(weights, bank, indices))
+
+
+def test_the_parts_of_a_weighted_sum_are_the_whole(monkeypatch):
+    monkeypatch.setattr(threads, "pool", several)
+    monkeypatch.setattr(host, "GATHERED", 1)
+    for cache in (1, 3 * 7 * 4 * 4, kernels.CACHE):  # a row at a time, some, all of a part
+        monkeypatch.setattr(kernels, "CACHE", cache)
+        law_the_parts_of_a_weighted_sum_are_the_whole()
+
+
+def test_the_law_of_the_parts_of_a_sum_can_fail(monkeypatch):
+    @contextmanager
+    def forgetful():
+        yield 3, lambda work, parts: [work(part) for part in (slice(part.start, part.stop - 1) for part in parts)]
+
+    monkeypatch.setattr(threads, "pool", forgetful)
+    monkeypatch.setattr(host, "GATHERED", 1)
+    monkeypatch.setattr(np, "empty", np.zeros)  # else what is forgotten may be there from before
+    with pytest.raises(AssertionError):
+        law_the_parts_of_a_weighted_sum_are_the_whole()
