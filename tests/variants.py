@@ -34,7 +34,7 @@ class Variant:
     def __str__(self):
         return self.name
 
-    def asarray(self, host):
+    def asarray(self, host, *, copy=True):
         """A copy of a host array in this guise, of the same dtype."""
         x = self.xp.asarray(np.array(host), device=self.device)
         if self.readonly:

@@ -56,7 +56,7 @@ class Guise:
     def __str__(self):
         return self.name
 
-    def asarray(self, host):
+    def asarray(self, host, *, copy=True):
         if self.narrow and host.dtype == np.int64:
             host = host.astype(np.int32)
         return self.variant.asarray(host)
@@ -202,7 +202,7 @@ def cupy_guise():
 
 
 class CuPy(Variant):
-    def asarray(self, host):
+    def asarray(self, host, *, copy=True):
         return self.xp.asarray(np.array(host))
 
     def to_host(self, x):

@@ -39,7 +39,7 @@ class Laid:
     def __getattr__(self, name):
         return getattr(self._variant, name)
 
-    def asarray(self, host):
+    def asarray(self, host, *, copy=True):
         laid = self._layout(np.array(host))
         return torch.from_numpy(laid) if self._variant is TORCH else laid
 
