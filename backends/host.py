@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
 
 import numpy as np
 
@@ -17,7 +16,7 @@ SHARED = 2**22
 """Distances from which on it pays to begin threads that share them."""
 
 GATHERED = 2**23
-"""And numbers of gathered rows."""
+"""Numbers in the rows that a weighted sum gathers, from which on it does, too."""
 
 
 def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np.ndarray:
@@ -65,8 +64,8 @@ def weighted_rows(weights: np.ndarray, bank: np.ndarray, indices: np.ndarray) ->
             rows = np.take(bank, flat, axis=0, out=room[: len(flat)], mode="clip")  # "raise" would gather apart first
             np.matmul(shares[some], kernels.wide(rows).reshape(-1, k, dim), out=sums[some])
 
-    with threads.pool() if indices.size * dim >= GATHERED else nullcontext((1, map)) as (count, each):
-        list(each(gather, list(kernels.blocks(batch, -(-batch // count)))))
+    with threads.pool(indices.size * dim >= GATHERED) as (count, each):
+        list(each(gather, threads.shares(batch, count)))
     return found[:, 0]
 
 
@@ -93,7 +92,7 @@ def assign(x: np.ndarray, centroids: np.ndarray, budget: int = 8 * kernels.CACHE
             np.argmax(block, axis=1, out=labels[some])
             best[some] = block[np.arange(k), labels[some]]
 
-    with threads.pool() if n * m >= SHARED else nullcontext((1, map)) as (count, each):
+    with threads.pool(n * m >= SHARED) as (count, each):
         size = max(64, budget // (count * m * kernels.itemsize(x)))
-        list(each(compare, list(kernels.blocks(n, -(-n // count)))))
+        list(each(compare, threads.shares(n, count)))
     return labels, np.clip(np.vecdot(x, x) - 2.0 * best, 0.0, None)

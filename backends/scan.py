@@ -20,6 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from la_core import kernels
+from la_core.backends import threads
 from la_core.backends.threads import Map
 from la_core.errors import NotFiniteError
 from la_core.kernels import BUDGET
@@ -101,9 +102,9 @@ def _search(products: Products, n_queries: int, n: int, k: int, dtype: Any, size
         scores, rows = (np.concatenate([x[queries] for x in xs], axis=1) for xs in zip(*tables, strict=True))
         values[queries], indices[queries] = _best(scores, rows, k)
 
-    shares = _shares(n_queries, parts)
+    shares = threads.shares(n_queries, parts)
     list(each(guess, shares))
-    tables = list(each(fill, _shares(n, parts)))
+    tables = list(each(fill, threads.shares(n, parts)))
     list(each(select, shares))
     return values, indices
 
@@ -227,11 +228,6 @@ def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> Pair:
 def _room(k: int, rows: int) -> int:
     """For the candidates of a query: most of what passes a guess, or k and one block of which every row does."""
     return k + max(k, rows)
-
-
-def _shares(n: int, parts: int) -> list[slice]:
-    """About equal parts of ``range(n)``."""
-    return list(kernels.blocks(n, -(-n // parts)))
 
 
 def _shifted(some: slice, by: int) -> slice:

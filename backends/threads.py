@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from typing import Any, TypeAlias
 
+from la_core import kernels
+
 Map: TypeAlias = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]
 """``map``, or that of a pool of threads."""
 
@@ -23,9 +25,12 @@ def alone() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def pool() -> Iterator[tuple[int, Map]]:
-    """As many threads as NumPy's BLAS library would have; one, which leaves it as it is, where it cannot be told."""
-    count = _count()
+def pool(pays: bool = True) -> Iterator[tuple[int, Map]]:
+    """As many threads as NumPy's BLAS library would have; one, which leaves it as it is, where it cannot be told.
+
+    One also where more would not pay.
+    """
+    count = _count() if pays else 1
     if count == 1:
         yield 1, map
         return
@@ -35,6 +40,11 @@ def pool() -> Iterator[tuple[int, Map]]:
             return
         with ThreadPoolExecutor(count) as threads:
             yield count, threads.map
+
+
+def shares(n: int, count: int) -> list[slice]:
+    """About equal parts of ``range(n)``, one for each thread."""
+    return list(kernels.blocks(n, -(-n // count)))
 
 
 def _count() -> int:

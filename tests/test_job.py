@@ -194,7 +194,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library takes no such wishes")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library takes no such wishes"
+)
 def test_what_a_step_frees_is_at_hand_for_the_next():
     def faults(told):
         # Small pages, whatever the system makes of large blocks: each that is new is a fault.

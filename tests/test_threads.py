@@ -45,6 +45,9 @@ def test_a_pool_has_as_many_threads_as_numpy_would_have_and_these_one_each():
         assert list(each(lambda some: (some.start, blas()), [slice(3, 4), slice(5, 6)])) == [(3, 1), (5, 1)]
         with threads.pool() as inner:
             assert inner == (1, map)
+    with threads.pool(pays=False) as given:
+        assert given == (1, map)
+        assert blas() == 2
 
 
 @pytest.mark.usefixtures("two")
@@ -75,7 +78,7 @@ def test_without_threadpoolctl_there_is_one_thread(monkeypatch):
 
 
 @contextmanager
-def several():
+def several(pays):
     yield 3, lambda work, parts: [work(part) for part in reversed(parts)]
 
 
@@ -116,7 +119,7 @@ def test_the_parts_of_a_weighted_sum_are_the_whole(monkeypatch):
 
 def test_the_law_of_the_parts_of_a_sum_can_fail(monkeypatch):
     @contextmanager
-    def forgetful():
+    def forgetful(pays):
         yield 3, lambda work, parts: [work(part) for part in (slice(part.start, part.stop - 1) for part in parts)]
 
     monkeypatch.setattr(threads, "pool", forgetful)
