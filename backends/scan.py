@@ -30,6 +30,13 @@ Products: TypeAlias = Callable[[slice, slice, np.ndarray], object]
 """``products(queries, rows, out)`` writes the scores of some queries against some rows of the bank."""
 Search: TypeAlias = Callable[[np.ndarray], Pair]
 """The reference, for some queries."""
+Above: TypeAlias = Callable[[slice, np.ndarray], Pair]
+"""``above(rows, threshold)``: of the scores against some rows those that exceed their query's ``threshold`` (B, 1).
+
+Their places in the flat ``(B, rows)``, rising, and their values. What cannot be compared exceeds it.
+"""
+Screen: TypeAlias = Callable[[slice, Above, int], Above]
+"""``screen(queries, exactly, size)``: a faster way to what is exactly above, for at most ``size`` rows at once."""
 
 SAMPLE, STRIDES = 16_384, (16, 64)
 """Rows of the sample that the first threshold is taken from, and limits of the stride that this gives."""
@@ -37,13 +44,19 @@ LEAST, SHARE = 16_384, 8
 """Rows of a bank, and how many times as many as are wanted, from which on a scan is faster than the reference."""
 QUERIES, FEW = 256, 16
 """Most queries in a pass over the bank; and how many there should be at least, before parts are given up for memory."""
-SCORES, ROWS = 2**18, 1024
+SCORES, ROWS = 2**19, 1024
 """Of a block: about what is still in a core's cache when it is compared; and fewest rows."""
 
 
 def pays(n: int, k: int) -> bool:
     """Whether a scan is worth it: a large bank, of which a small part is wanted."""
     return n >= LEAST and n >= SHARE * k
+
+
+def block(n_queries: int) -> tuple[int, int]:
+    """Rows and queries of a block, at most."""
+    together = min(n_queries, QUERIES)
+    return max(ROWS, SCORES // together), together
 
 
 def scan(
@@ -56,18 +69,18 @@ def scan(
     budget: int = BUDGET,
     parts: int = 1,
     each: Map = map,
+    screen: Screen | None = None,
 ) -> Pair:
     """The k largest scores of every query, by rising row: ``(B, k) scores, (B, k) int64 rows``.
 
-    ``each`` may work on all ``parts`` at once.
+    ``each`` may work on all ``parts`` at once, and a ``screen`` look for what exceeds a threshold.
     """
     size = int(np.dtype(dtype).itemsize)
-    together = min(n_queries, QUERIES)
+    rows, together = block(n_queries)
 
     def per_query(rows: int, parts: int) -> int:  # candidates are held twice when they are put in order
         return parts * (2 * _room(k, rows) * (size + 8) + rows * (size + 1)) + -(-n // stride(n)) * size
 
-    rows = max(ROWS, SCORES // together)
     while rows > ROWS and per_query(rows, parts) * together > budget:
         rows //= 2
     while parts > 1 and per_query(rows, parts) * FEW > budget:
@@ -79,13 +92,43 @@ def scan(
         def ours(queries: slice, rows: slice, out: np.ndarray, first: int = first) -> object:
             return products(_shifted(queries, first), rows, out)
 
-        values[some], indices[some] = _search(ours, count, n, k, dtype, rows, parts, each)
+        def above(size: int, some: slice = some, ours: Products = ours, count: int = count) -> Above:
+            exact = exactly(ours, count, dtype, size)
+            return exact if screen is None else screen(some, exact, size)
+
+        values[some], indices[some] = _search(ours, above, count, n, k, dtype, rows, parts, each)
         if (few := some.start + np.flatnonzero((values[some] == -np.inf).any(axis=1))).size:
             values[few], indices[few] = reference(few)
     return values, indices
 
 
-def _search(products: Products, n_queries: int, n: int, k: int, dtype: Any, size: int, parts: int, each: Map) -> Pair:
+def exactly(products: Products, n_queries: int, dtype: Any, size: int) -> Above:
+    """What exceeds a threshold, by products in the dtype of the answer."""
+    room, marks = np.empty(n_queries * size, dtype), np.empty(n_queries * size, bool)
+
+    def above(rows: slice, threshold: np.ndarray) -> Pair:
+        shape = n_queries, rows.stop - rows.start
+        block, passed = (x[: math.prod(shape)].reshape(shape) for x in (room, marks))
+        products(slice(0, n_queries), rows, block)
+        np.less_equal(block, threshold, out=passed)
+        np.logical_not(passed, out=passed)  # so that NaN passes
+        flat = np.flatnonzero(passed)
+        return flat, np.take(block, flat)
+
+    return above
+
+
+def _search(
+    products: Products,
+    above: Callable[[int], Above],
+    n_queries: int,
+    n: int,
+    k: int,
+    dtype: Any,
+    size: int,
+    parts: int,
+    each: Map,
+) -> Pair:
     """One pass over the bank; -inf where fewer than k candidates of a query were found."""
     threshold = np.empty((n_queries, 1), dtype)
     values, indices = np.empty((n_queries, k), dtype), np.empty((n_queries, k), np.int64)
@@ -95,7 +138,7 @@ def _search(products: Products, n_queries: int, n: int, k: int, dtype: Any, size
 
     def fill(rows: slice) -> Pair:
         candidates = _Candidates(threshold.copy(), k, _room(k, size))
-        _fill(candidates, products, rows, size)
+        _fill(candidates, above(size), rows, size)
         return candidates.table()
 
     def select(queries: slice) -> None:
@@ -158,18 +201,13 @@ def _guess(products: Products, queries: slice, n: int, k: int, dtype: Any) -> np
     return below
 
 
-def _fill(candidates: _Candidates, products: Products, span: slice, size: int) -> None:
+def _fill(candidates: _Candidates, above: Above, span: slice, size: int) -> None:
     """One pass over a part of the bank."""
-    n_queries = len(candidates.threshold)
-    room, marks = np.empty(n_queries * size, candidates.threshold.dtype), np.empty(n_queries * size, bool)
     for some in kernels.blocks(span.stop - span.start, size):
-        rows, width = _shifted(some, span.start), some.stop - some.start
-        block = room[: n_queries * width].reshape(n_queries, width)
-        passed = marks[: n_queries * width].reshape(n_queries, width)
-        products(slice(0, n_queries), rows, block)
-        if not candidates.add(block, rows.start, passed):
+        rows = _shifted(some, span.start)
+        if not candidates.add(rows, *above(rows, candidates.threshold)):
             candidates.tighten()
-            candidates.add(block, rows.start, passed)
+            candidates.add(rows, *above(rows, candidates.threshold))
 
 
 class _Candidates:
@@ -181,12 +219,9 @@ class _Candidates:
         self._rows = np.zeros((len(threshold), room), np.int64)
         self._filled = np.zeros(len(threshold), np.int64)
 
-    def add(self, block: np.ndarray, first: int, passed: np.ndarray) -> bool:
-        """Add what exceeds the threshold, unless a query has no room for it."""
-        np.less_equal(block, self.threshold, out=passed)
-        np.logical_not(passed, out=passed)  # so that NaN passes
-        flat = np.flatnonzero(passed)
-        n_queries, size = block.shape
+    def add(self, rows: slice, flat: np.ndarray, scores: np.ndarray) -> bool:
+        """Add what exceeds the threshold, in the flat ``(B, rows)``, unless a query has no room for it."""
+        n_queries, size = len(self.threshold), rows.stop - rows.start
         starts = size * np.arange(n_queries + 1)
         ends = np.searchsorted(flat, starts)
         counts = np.diff(ends)
@@ -194,8 +229,8 @@ class _Candidates:
             return False
         # While they are in the cache: from the place among all that passed to the one behind those of the query.
         into = np.arange(len(flat)) + np.repeat(self.room * np.arange(n_queries) + self._filled - ends[:-1], counts)
-        self._scores.reshape(-1)[into] = np.take(block, flat)
-        self._rows.reshape(-1)[into] = flat + np.repeat(first - starts[:-1], counts)
+        self._scores.reshape(-1)[into] = scores
+        self._rows.reshape(-1)[into] = flat + np.repeat(rows.start - starts[:-1], counts)
         self._filled += counts
         return True
 

@@ -14,6 +14,7 @@ import test_kernels
 import test_neighbours
 import test_objectives
 import test_scan
+import test_screen
 import test_tiles
 from planting import mutated
 from strategies import TEMPERATURES, make_case, make_search
@@ -22,6 +23,7 @@ from variants import NUMPY, STRICT, TORCH
 from la_core import bank, clusters, kernels, neighbours, objectives, tiles, views
 from la_core.backends import host, scan
 from la_core.backends.torch import kernels as torch_kernels
+from la_core.backends.torch import screen
 
 TRIALS = 12
 
@@ -76,6 +78,8 @@ mixed_mean = on_cases(test_bank.law_update_is_the_mixed_mean)
 untouched = on_cases(test_bank.law_other_rows_keep_their_bits)
 exact_search = on_searches(test_neighbours.law_nearest_is_exact)
 scanned = on_searches(test_scan.law_a_scan_is_exact)
+lossless = on_seeds(lambda variant, seed: test_screen.law_nothing_is_lost(seed))
+screened = on_seeds(lambda variant, seed: test_screen.law_what_passes_exceeds_the_threshold(seed))
 tiled = on_seeds(test_tiles.law_every_row_is_with_its_nearest_centroid)
 all_used = on_seeds(test_clusters.law_every_cluster_is_used)
 squares = on_seeds(test_clusters.law_inertia_is_the_sum_of_squares)
@@ -131,11 +135,17 @@ BUGS = (
     Bug("index off by one between blocks", kernels.nearest.reference, "columns + rows.start", "columns + rows.start - int(rows.start > 0)", exact_search),
     Bug("last block forgotten", kernels.nearest.reference, "blocks(bank.shape[0], ", "blocks(max(k, bank.shape[0] - 1), ", exact_search),
     Bug("a guess that was too high is believed", scan.scan, "== -np.inf", "== np.inf", test_scan.law_a_guess_is_verified),
-    Bug("scanned rows counted from the block's first", scan._Candidates.add, "np.repeat(first - starts", "np.repeat(-starts", scanned),
+    Bug("scanned rows counted from the block's first", scan._Candidates.add, "np.repeat(rows.start - starts", "np.repeat(-starts", scanned),
     Bug("without room the threshold is raised too far", scan._Candidates.tighten, "values.min(", "values.max(", scanned),
-    Bug("scores with the rows of other scores", scan._Candidates.add, "np.take(block, flat)", "np.take(block, flat[::-1])", scanned),
+    Bug("scores with the rows of other scores", scan.exactly, "np.take(block, flat)", "np.take(block, flat[::-1])", scanned),
     Bug("what a query does not have is made up", scan._Candidates.table, "-np.inf", "0.0", test_scan.law_a_guess_is_verified),
     Bug("rows of a part counted from its first", scan._fill, "_shifted(some, span.start)", "some", scanned),
+    Bug("rows lose nothing to bfloat16", screen.margin, "norm * ROUNDOFF +", "", lossless, (TORCH,)),
+    Bug("queries lose nothing to bfloat16", screen.margin, "(error + ", "(", lossless, (TORCH,)),
+    Bug("scores lose nothing to bfloat16", screen.Screen._candidates, "1.0 - ROUNDOFF", "1.0", lossless, (TORCH,)),
+    Bug("the margin is for rows of unit length", screen.Screen._candidates, "_norm(some.numpy())", "1.0", lossless, (TORCH,)),
+    Bug("what may exceed the threshold does", screen.Screen.__call__, "scores > ", "scores >= -1e9 * ", screened, (TORCH,)),
+    Bug("scored again with the pairs of others", screen.Screen._scored, "row[part]", "row[part][::-1]", screened, (TORCH,)),
     Bug("a part's candidates forgotten", scan._search, "for x in xs]", "for x in xs[: max(1, len(xs) - 1)]]", scanned),
     Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
     Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares, (STRICT,)),

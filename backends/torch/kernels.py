@@ -19,6 +19,7 @@ from la_core import clusters, kernels, protocol, tiles
 from la_core.backends import gpu, host, scan
 from la_core.backends.scan import pays
 from la_core.backends.threads import Map
+from la_core.backends.torch import screen
 from la_core.backends.torch.small import by_numpy
 from la_core.errors import NotFiniteError
 
@@ -230,11 +231,17 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
         scores, indices = kernels.nearest.reference(z[torch.from_numpy(queries)], bank, k, budget)
         return scores.numpy(), indices.numpy()
 
+    def screened(queries: slice, exactly: scan.Above, size: int) -> scan.Above:
+        return screen.Screen(z[queries], bank, exactly, size)
+
     with _threads() as (threads, each):
+        room = threads * screen.room(*z.shape)
+        screens = screen.pays(z, bank, k) and 4 * room <= 3 * budget
         found = scan.scan(
             lambda queries, rows, out: _product(z[queries], bank[rows], torch.from_numpy(out)),
             reference,
-            *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget, threads, each),
+            *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget - room * screens, threads, each),
+            screened if screens else None,
         )
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 

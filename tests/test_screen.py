@@ -1,0 +1,223 @@
+"""A search in bfloat16 loses nothing and finds nothing else, on any CPU: the laws do not ask whether it is faster."""
+
+from contextlib import contextmanager
+from functools import partial
+from unittest import mock
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import integer_rows, searches, unit_rows
+from test_neighbours import law_nearest_is_exact
+from test_scan import small
+from variants import TORCH, assert_same
+
+import la_core
+from la_core import kernels
+from la_core.backends import scan
+from la_core.backends.torch import screen
+from la_core.errors import NotFiniteError
+
+
+@contextmanager
+def screened(parts=1):
+    """Every search is a scan with a screen, however much passes. Counts the blocks that it saw, and those in vain."""
+    seen = {"blocks": 0, "in vain": 0}
+    candidates = screen.Screen._candidates
+
+    def counting(*args):
+        flat = candidates(*args)
+        seen["blocks"] += 1
+        seen["in vain"] += flat is None
+        return flat
+
+    with (
+        small(parts),
+        mock.patch.multiple(screen, pays=lambda *_: True, MANY=1),
+        mock.patch.object(screen.Screen, "_candidates", counting),
+    ):
+        yield seen
+
+
+def exactly(z, bank, rows, threshold):
+    """By products in float64 of what has few digits; otherwise by the pair."""
+    scores = np.vecdot(z[:, None], bank[None, rows])
+    flat = np.flatnonzero(scores > threshold)
+    return flat, np.take(scores, flat)
+
+
+def screen_of(z, bank, size):
+    there = torch.from_numpy(z), torch.from_numpy(bank)
+    return screen.Screen(*there, partial(exactly, z, bank), size)
+
+
+def against_the_query(rng, dim):
+    """A query and a row of which bfloat16 takes all that it may, from every number, and nothing cancels."""
+    just_below = 1.0 + 2.0**-8 - 2.0**-20  # half-way to the next number, and so rounded down
+    x = rng.choice([-1.0, 1.0], dim) * 2.0 ** rng.integers(-3, 3, dim) * just_below
+    return (x[None].astype(np.float32) * np.float32(2.0**shift) for shift in rng.integers(-20, 20, 2))
+
+
+def law_nothing_is_lost(seed):
+    """The margin holds where every rounding goes the wrong way; a row just above the threshold is found."""
+    rng = np.random.default_rng(seed)
+    dim = int(rng.integers(1, 200))
+    z, bank = against_the_query(rng, dim)
+    exact = np.vecdot(z, bank)[:, None]
+    slope, constant = screen.margin(torch.from_numpy(z))
+    rough = (torch.from_numpy(z).bfloat16() @ torch.from_numpy(bank).bfloat16().T).double().numpy()
+    lost = exact.astype(np.float64) - rough
+    assert (lost <= slope * np.linalg.norm(bank) + constant + screen.ROUNDOFF * np.abs(rough)).all()
+    with mock.patch.object(screen, "MANY", 1):
+        flat, scores = screen_of(z, bank, 1)(slice(0, 1), np.nextafter(exact, -np.inf))
+    assert_same(flat, np.array([0]))
+    assert_same(scores, exact[0])
+
+
+def law_what_passes_exceeds_the_threshold(seed):
+    rng = np.random.default_rng(seed)
+    dim, size = int(rng.integers(8, 100)), int(rng.integers(1, 60))
+    z, bank = (unit_rows(rng, n, dim).astype(np.float32) * 2.0 ** float(rng.integers(-9, 9)) for n in (5, size))
+    threshold = np.quantile(np.vecdot(z[:, None], bank[None]), 0.9, axis=1, keepdims=True)
+    with mock.patch.object(screen, "MANY", 1):
+        found = screen_of(z, bank, size + 3)(slice(0, size), threshold)
+    for ours, theirs in zip(found, exactly(z, bank, slice(0, size), threshold), strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_is_lost(seed):
+    law_nothing_is_lost(seed)
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_what_passes_exceeds_the_threshold(seed):
+    law_what_passes_exceeds_the_threshold(seed)
+
+
+def law_a_screened_scan_is_exact(search, parts=(1, 3)):
+    for number in parts:
+        with screened(number):
+            law_nearest_is_exact(TORCH, search, np.float32)
+
+
+@given(search=searches())
+def test_a_screened_scan_is_exact(search):
+    """Integers from a small range: ties, duplicates and zero rows are the rule; 40 rows are no multiple of 3."""
+    law_a_screened_scan_is_exact(search)
+
+
+def law_equal_rows_are_ordered_by_number(seed):
+    """Of real numbers, each row there some times: all of a row or the first of it, at whichever places of a block."""
+    rng = np.random.default_rng(seed)
+    z, rows = (unit_rows(rng, n, 24).astype(np.float32) for n in (3, 60))
+    bank = rows[rng.permutation(np.repeat(np.arange(60), 4))]
+    k = int(rng.integers(1, 25))
+    with screened() as seen:
+        _, found = kernels.nearest(torch.from_numpy(z), torch.from_numpy(bank), k)
+    scores = np.vecdot(z[:, None], bank[None])
+    assert seen["blocks"] > 5, "the screen was given up"
+    assert_same(np.sort(found.numpy()), np.sort(np.argsort(-scores, axis=1, kind="stable")[:, :k]))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_equal_rows_are_ordered_by_number(seed):
+    law_equal_rows_are_ordered_by_number(seed)
+
+
+HOSTILE = {
+    "zero rows": lambda z, bank: (z, 0 * bank),
+    "zero queries": lambda z, bank: (0 * z, bank),
+    "scores that overflow in bfloat16 alone": lambda z, bank: (z * 1e19, bank * 1e19),
+    "numbers that overflow in bfloat16 alone": lambda z, bank: (
+        np.full_like(z, np.finfo(np.float32).max),
+        bank * 1e-30,
+    ),
+    "squares that vanish": lambda z, bank: (z * 1e25, bank * 1e-25),
+    "numbers below the normal ones": lambda z, bank: (z * 1e30, bank * 1e-39),
+    "one row that is far larger": lambda z, bank: (z, bank * np.where(np.arange(len(bank)) == 7, 1e15, 1.0)[:, None]),
+    "scores of which none is positive": lambda z, bank: (np.abs(z), -np.abs(bank)),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_numbers(kind):
+    """Powers of two have exact products, at any size: here is what is near the ends of what a float32 holds."""
+    rng = np.random.default_rng(0)
+    z, bank = (x.astype(np.float32) for x in HOSTILE[kind](unit_rows(rng, 4, 9), unit_rows(rng, 50, 9)))
+    with screened():
+        scores, found = kernels.nearest(torch.from_numpy(z), torch.from_numpy(bank), 6)
+    z, bank = z.astype(np.float64), bank.astype(np.float64)
+    products = np.vecdot(z[:, None], bank[None])
+    tolerance = 1e-6 * np.linalg.norm(z, axis=1, keepdims=True) * np.linalg.norm(bank, axis=1).max()
+    assert (np.abs(np.take_along_axis(products, found.numpy(), axis=1) - scores.numpy()) <= tolerance).all()
+    assert (np.abs(np.sort(scores.numpy()) - np.sort(products)[:, -6:]) <= tolerance).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("row", [0, 31, 59])
+def test_nan_is_named(row, value):
+    bank = integer_rows(0, 60, 3).astype(np.float32) + 5.0
+    bank[row, 1] = value
+    z = np.array([[1.0, 0.0, 1.0], [1.0, 1.0, 1.0]], np.float32)
+    with screened(), pytest.raises(NotFiniteError, match="bank must be finite"):
+        kernels.nearest(torch.from_numpy(z), torch.from_numpy(bank), 5)
+
+
+def test_where_most_passes_it_is_given_up():
+    rng = np.random.default_rng(0)
+    z, bank = (unit_rows(rng, n, 24).astype(np.float32) for n in (3, 300))
+    with screened() as seen, mock.patch.object(screen, "MANY", 32):
+        _, found = kernels.nearest(torch.from_numpy(z), torch.from_numpy(bank), 90)
+    assert seen == {"blocks": seen["in vain"], "in vain": 1}
+    assert_same(found.numpy(), kernels.nearest.reference(torch.from_numpy(z), torch.from_numpy(bank), 90)[1].numpy())
+
+
+@given(budget=st.sampled_from([1, 10_000, 2**20, 2**26]))
+def test_the_budget_does_not_change_the_answer(budget):
+    z, bank = (torch.from_numpy(integer_rows(i, n, 3).astype(np.float32)) for i, n in ((1, 40), (2, 50)))
+    with screened():
+        found = kernels.nearest(z, bank, 6, budget)
+    for ours, theirs in zip(found, kernels.nearest.reference(z, bank, 6), strict=True):
+        assert_same(ours.numpy(), theirs.numpy())
+
+
+def test_at_its_own_size_it_agrees_with_the_reference():
+    """Where the CPU has the instructions; elsewhere the same in longer time."""
+    rng = np.random.default_rng(0)
+    z, bank = (torch.from_numpy(unit_rows(rng, n, 64).astype(np.float32)) for n in (70, 60_000))
+    k, looked = 300, []
+    call = screen.Screen.__call__
+
+    def counting(self, *args):
+        found = call(self, *args)
+        looked.append(not self._in_vain)
+        return found
+
+    with (
+        mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=True),
+        mock.patch.object(screen.Screen, "__call__", counting),
+    ):
+        assert screen.pays(z, bank, k)
+        scores, found = la_core.nearest(z, bank, k)
+    want = kernels.nearest.reference(z, bank, k)
+    assert all(looked)
+    assert len(looked) >= 60_000 // max(scan.ROWS, scan.SCORES // 70)
+    assert (np.sort(found.numpy()) == np.sort(want[1].numpy())).mean() > 0.999, (
+        "rounding alone may order a pair otherwise"
+    )
+    np.testing.assert_allclose(-np.sort(-scores.numpy()), -np.sort(-want[0].numpy()), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "queries", "k"), [(torch.float64, 64, 10), (torch.float32, 31, 10), (torch.float32, 64, 1_000)]
+)
+def test_where_it_does_not_pay(dtype, queries, k):
+    z, bank = torch.ones((queries, 2), dtype=dtype), torch.ones((20_000, 2), dtype=dtype)
+    with mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=True):
+        assert not screen.pays(z, bank, k)
+        assert screen.pays(torch.ones((64, 2)), torch.ones((20_000, 2)), 10)
