@@ -55,27 +55,29 @@ def screen_of(z, bank, size):
     return screen.Screen(*there, partial(exactly, z, bank), size)
 
 
-def against_the_query(rng, dim):
-    """A query and a row of which bfloat16 takes all that it may, from every number, and nothing cancels."""
+def against_the_queries(rng, batch, n, dim):
+    """Queries and rows of which bfloat16 takes all that it may, from every number, and nothing cancels."""
     just_below = 1.0 + 2.0**-8 - 2.0**-20  # half-way to the next number, and so rounded down
     x = rng.choice([-1.0, 1.0], dim) * 2.0 ** rng.integers(-3, 3, dim) * just_below
-    return (x[None].astype(np.float32) * np.float32(2.0**shift) for shift in rng.integers(-20, 20, 2))
+    return ((x * 2.0 ** rng.integers(-20, 20, (count, 1))).astype(np.float32) for count in (batch, n))
 
 
 def law_nothing_is_lost(seed):
-    """The margin holds where every rounding goes the wrong way; a row just above the threshold is found."""
+    """The margin holds where every rounding goes the wrong way; rows just above the threshold are found."""
     rng = np.random.default_rng(seed)
-    dim = int(rng.integers(1, 200))
-    z, bank = against_the_query(rng, dim)
-    exact = np.vecdot(z, bank)[:, None]
-    slope, constant = screen.margin(torch.from_numpy(z))
-    rough = (torch.from_numpy(z).bfloat16() @ torch.from_numpy(bank).bfloat16().T).double().numpy()
-    lost = exact.astype(np.float64) - rough
-    assert (lost <= slope * np.linalg.norm(bank) + constant + screen.ROUNDOFF * np.abs(rough)).all()
+    batch, n = rng.integers(1, (2, 2) if seed % 2 else (40, 300))
+    z, bank = against_the_queries(rng, batch, n, int(2.0 ** rng.uniform(0, 11)))
+    there = torch.from_numpy(z), torch.from_numpy(bank)
+    exact = np.vecdot(z[:, None], bank[None])
+    rough = (there[0].bfloat16() @ there[1].bfloat16().T).double().numpy()
+    slope, constant = screen.margin(there[0])
+    margin = slope * np.linalg.norm(bank.astype(np.float64), axis=1) + constant + screen.ROUNDOFF * np.abs(rough)
+    assert (exact.astype(np.float64) - rough <= margin).all()
+    least = exact.min(axis=1, keepdims=True)
     with mock.patch.object(screen, "MANY", 1):
-        flat, scores = screen_of(z, bank, 1)(slice(0, 1), np.nextafter(exact, -np.inf))
-    assert_same(flat, np.array([0]))
-    assert_same(scores, exact[0])
+        flat, scores = screen_of(z, bank, int(n))(slice(0, int(n)), np.nextafter(least, -np.inf))
+    assert_same(flat, np.arange(exact.size))
+    assert_same(scores, exact.reshape(-1))
 
 
 def law_what_passes_exceeds_the_threshold(seed):
@@ -216,8 +218,10 @@ def test_at_its_own_size_it_agrees_with_the_reference():
 @pytest.mark.parametrize(
     ("dtype", "queries", "k"), [(torch.float64, 64, 10), (torch.float32, 31, 10), (torch.float32, 64, 1_000)]
 )
-def test_where_it_does_not_pay(dtype, queries, k):
+def test_where_it_does_not_pay(dtype, queries, k, monkeypatch):
     z, bank = torch.ones((queries, 2), dtype=dtype), torch.ones((20_000, 2), dtype=dtype)
     with mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=True):
         assert not screen.pays(z, bank, k)
         assert screen.pays(torch.ones((64, 2)), torch.ones((20_000, 2)), 10)
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)  # what is left is slower than float32
+        assert not screen.pays(torch.ones((64, 2)), torch.ones((20_000, 2)), 10)

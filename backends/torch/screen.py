@@ -35,9 +35,10 @@ MANY = 32
 
 def pays(z: Tensor, bank: Tensor, k: int) -> bool:
     """Whether the CPU multiplies in bfloat16, and a few of many rows are wanted, all in float32."""
-    native: bool = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)()
+    library = torch.backends.mkldnn
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)() and library.is_available() and library.enabled
     both = z.dtype is torch.float32 and bank.dtype is torch.float32
-    return native and both and z.shape[0] >= QUERIES and bank.shape[0] >= SHARE * k
+    return bool(native) and both and z.shape[0] >= QUERIES and bank.shape[0] >= SHARE * k
 
 
 def margin(z: Tensor) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple, TypeAlias
+from unittest import mock
 
 import numpy as np
 
@@ -75,6 +76,19 @@ def search(problem: Problem, x: Inputs, library: str = "torch") -> Work:
         return scores, waited(indices)
 
     return Work(run, lambda found: sorted_scores(found[0]))
+
+
+def search_float32(problem: Problem, x: Inputs) -> Work:
+    """Ours with all products in float32, where it would make them in bfloat16."""
+    from la_core.backends.torch import screen
+
+    run, answer = search(problem, x)
+
+    def without_screen(repeat: int) -> Any:
+        with mock.patch.object(screen, "pays", return_value=False):
+            return run(repeat)
+
+    return Work(without_screen, answer)
 
 
 def waited(x: Any) -> Any:
@@ -288,6 +302,7 @@ TORCH_SEARCH = (
 )
 SEARCH = (
     *TORCH_SEARCH,
+    Contender("the same, float32 alone", search_float32, OURS, "torch"),
     Contender("faiss IndexFlatIP", search_faiss, OURS, "faiss"),
     Contender("one sgemm", product, OURS, "torch"),
     Contender("one sgemm, in blocks", blocked_product, OURS, "torch"),
