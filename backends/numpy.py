@@ -10,7 +10,7 @@ import numpy as np
 
 from la_core import kernels
 from la_core.backends import host, threads
-from la_core.backends.scan import pays, scan, top_k
+from la_core.backends.scan import Task, pays, scan, top_k
 from la_core.errors import BackendError
 from la_core.kernels import Array
 
@@ -22,13 +22,13 @@ def nearest(z: Array, bank: Array, k: int, budget: int = kernels.BUDGET) -> tupl
     """A scan with a threshold, of a large bank. OpenBLAS gives the scores of a row together in less time."""
     if not pays(bank.shape[0], k):
         return kernels.nearest.reference(z, bank, k, budget)
+    task = Task(
+        lambda queries, rows, out: _product(z[queries], bank[rows], out),
+        *(z.shape[0], bank.shape[0], k, z.dtype),
+        by_row=True,
+    )
     with threads.pool() as (count, each):
-        return scan(
-            lambda queries, rows, out: _product(z[queries], bank[rows], out),
-            lambda queries: kernels.nearest.reference(z[queries], bank, k, budget),
-            *(z.shape[0], bank.shape[0], k, z.dtype, budget, count, each),
-            by_row=True,
-        )
+        return scan(task, lambda queries: kernels.nearest.reference(z[queries], bank, k, budget), budget, count, each)
 
 
 def _product(z: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,37 +49,53 @@ SCORES, ROWS = 2**19, 1024
 """Of a block: about what is still in a core's cache when it is compared; and fewest rows."""
 
 
+@dataclass(frozen=True)
+class Task:
+    """The ``k`` largest scores of some queries against ``n`` rows."""
+
+    products: Products
+    n_queries: int
+    n: int
+    k: int
+    dtype: Any
+    """Of the scores."""
+    by_row: bool = False
+    """Whether products are faster that write the scores of a row together, not those of a query."""
+
+    def some(self, queries: slice) -> Task:
+        """Those of some of the queries."""
+
+        def products(some: slice, rows: slice, out: np.ndarray) -> object:
+            return self.products(_shifted(some, queries.start), rows, out)
+
+        return replace(self, products=products, n_queries=queries.stop - queries.start)
+
+
 def pays(n: int, k: int) -> bool:
     """Whether a scan is worth it: a large bank, of which a small part is wanted."""
     return n >= LEAST and n >= SHARE * k
 
 
-def block(n_queries: int) -> tuple[int, int]:
+def largest(n_queries: int) -> tuple[int, int]:
     """Rows and queries of a block, at most."""
     together = min(n_queries, QUERIES)
     return max(ROWS, SCORES // together), together
 
 
 def scan(
-    products: Products,
+    task: Task,
     reference: Search,
-    n_queries: int,
-    n: int,
-    k: int,
-    dtype: Any,
     budget: int = BUDGET,
     parts: int = 1,
     each: Map = map,
     screen: Screen | None = None,
-    by_row: bool = False,
 ) -> Pair:
-    """The k largest scores of every query, by rising row: ``(B, k) scores, (B, k) int64 rows``.
+    """Scores and rows of the best, by rising row: ``(B, k)``, ``(B, k) int64``.
 
-    ``each`` may work on all ``parts`` at once, a ``screen`` look for what exceeds a threshold, and ``products`` be
-    faster where they write ``by_row``: for each row of the bank the scores of all queries.
+    ``each`` may work on all ``parts`` at once, and a ``screen`` look for what exceeds a threshold.
     """
-    size = int(np.dtype(dtype).itemsize)
-    rows, together = block(n_queries)
+    n, k, size = task.n, task.k, int(np.dtype(task.dtype).itemsize)
+    rows, together = largest(task.n_queries)
 
     def per_query(rows: int, parts: int) -> int:  # candidates are held twice when they are put in order
         return parts * (2 * _room(k, rows) * (size + 8) + rows * (size + 1)) + -(-n // stride(n)) * size
@@ -87,32 +104,30 @@ def scan(
         rows //= 2
     while parts > 1 and per_query(rows, parts) * FEW > budget:
         parts -= 1
-    values, indices = np.empty((n_queries, k), dtype), np.empty((n_queries, k), np.int64)
-    for some in kernels.blocks(n_queries, min(QUERIES, budget // per_query(rows, parts))):
-        first, count = some.start, some.stop - some.start
+    values, indices = np.empty((task.n_queries, k), task.dtype), np.empty((task.n_queries, k), np.int64)
+    for queries in kernels.blocks(task.n_queries, min(QUERIES, budget // per_query(rows, parts))):
+        some = task.some(queries)
 
-        def ours(queries: slice, rows: slice, out: np.ndarray, first: int = first) -> object:
-            return products(_shifted(queries, first), rows, out)
+        def above(some: Task = some, queries: slice = queries) -> Above:
+            exact = exactly(some, rows)
+            return exact if screen is None else screen(queries, exact, rows)
 
-        def above(size: int, some: slice = some, ours: Products = ours, count: int = count) -> Above:
-            exact = exactly(ours, count, dtype, size, by_row)
-            return exact if screen is None else screen(some, exact, size)
-
-        values[some], indices[some] = _search(ours, above, count, n, k, dtype, rows, parts, each)
-        if (few := some.start + np.flatnonzero((values[some] == -np.inf).any(axis=1))).size:
+        values[queries], indices[queries] = _search(some, above, rows, parts, each)
+        if (few := queries.start + np.flatnonzero((values[queries] == -np.inf).any(axis=1))).size:
             values[few], indices[few] = reference(few)
     return values, indices
 
 
-def exactly(products: Products, n_queries: int, dtype: Any, size: int, by_row: bool = False) -> Above:
-    """What exceeds a threshold, by products in the dtype of the answer; ``by_row``: the scores of a row together."""
-    room, marks = np.empty(n_queries * size, dtype), np.empty(n_queries * size, bool)
+def exactly(task: Task, size: int) -> Above:
+    """What exceeds a threshold, by products in the dtype of the answer."""
+    n_queries, by_row = task.n_queries, task.by_row
+    room, marks = np.empty(n_queries * size, task.dtype), np.empty(n_queries * size, bool)
 
     def above(rows: slice, threshold: np.ndarray) -> Pair:
         width = rows.stop - rows.start
         shape = (width, n_queries) if by_row else (n_queries, width)
         block, passed = (x[: n_queries * width].reshape(shape) for x in (room, marks))
-        products(slice(0, n_queries), rows, block.T if by_row else block)
+        task.products(slice(0, n_queries), rows, block.T if by_row else block)
         np.less_equal(block, threshold.T if by_row else threshold, out=passed)
         np.logical_not(passed, out=passed)  # so that NaN passes
         flat = np.flatnonzero(passed)
@@ -125,27 +140,18 @@ def exactly(products: Products, n_queries: int, dtype: Any, size: int, by_row: b
     return above
 
 
-def _search(
-    products: Products,
-    above: Callable[[int], Above],
-    n_queries: int,
-    n: int,
-    k: int,
-    dtype: Any,
-    size: int,
-    parts: int,
-    each: Map,
-) -> Pair:
+def _search(task: Task, above: Callable[[], Above], size: int, parts: int, each: Map) -> Pair:
     """One pass over the bank; -inf where fewer than k candidates of a query were found."""
-    threshold = np.empty((n_queries, 1), dtype)
-    values, indices = np.empty((n_queries, k), dtype), np.empty((n_queries, k), np.int64)
+    n_queries, k = task.n_queries, task.k
+    threshold = np.empty((n_queries, 1), task.dtype)
+    values, indices = np.empty((n_queries, k), task.dtype), np.empty((n_queries, k), np.int64)
 
     def guess(queries: slice) -> None:
-        threshold[queries, 0] = _guess(products, queries, n, k, dtype)
+        threshold[queries, 0] = _guess(task, queries)
 
     def fill(rows: slice) -> Pair:
         candidates = _Candidates(threshold.copy(), k, _room(k, size))
-        _fill(candidates, above(size), rows, size)
+        _fill(candidates, above(), rows, size)
         return candidates.table()
 
     def select(queries: slice) -> None:
@@ -154,7 +160,7 @@ def _search(
 
     shares = threads.shares(n_queries, parts)
     list(each(guess, shares))
-    tables = list(each(fill, threads.shares(n, parts)))
+    tables = list(each(fill, threads.shares(task.n, parts)))
     list(each(select, shares))
     return values, indices
 
@@ -197,12 +203,13 @@ def rank(n: int, k: int) -> int:
     return min(-(-n // stride(n)), math.ceil(expected + 4.5 * math.sqrt(expected)))
 
 
-def _guess(products: Products, queries: slice, n: int, k: int, dtype: Any) -> np.ndarray:
+def _guess(task: Task, queries: slice) -> np.ndarray:
     """Just below the score of that rank in the sample."""
+    n, k, dtype = task.n, task.k, task.dtype
     sampled = -(-n // stride(n))
     place = sampled - rank(n, k)
     sample = np.empty((queries.stop - queries.start, sampled), dtype)
-    products(queries, slice(0, n, stride(n)), sample)
+    task.products(queries, slice(0, n, stride(n)), sample)
     sample.partition(place, axis=1)
     below: np.ndarray = np.nextafter(sample[:, place], -np.inf, dtype=dtype)
     return below

@@ -142,6 +142,7 @@ BUGS = (
     Bug("rows of a query do not rise", scan.exactly, "order = np.argsort(query.astype(np.uint16)", "order = np.argsort(query * 10_000 - row", scanned, (NUMPY,)),
     Bug("what a query does not have is made up", scan._Candidates.table, "-np.inf", "0.0", test_scan.law_a_guess_is_verified),
     Bug("rows of a part counted from its first", scan._fill, "_shifted(some, span.start)", "some", scanned),
+    Bug("queries of a pass counted from the first", scan.Task.some, "_shifted(some, queries.start)", "some", scanned),
     Bug("rows lose nothing to bfloat16", screen.margin, "norm * ROUNDOFF +", "", lossless, (TORCH,)),
     Bug("queries lose nothing to bfloat16", screen.margin, "(error + ", "(", lossless, (TORCH,)),
     Bug("scores lose nothing to bfloat16", screen.Screen._candidates, "1.0 - ROUNDOFF", "1.0", lossless, (TORCH,)),

@@ -234,15 +234,16 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
     def screened(queries: slice, exactly: scan.Above, size: int) -> scan.Above:
         return screen.Screen(z[queries], bank, exactly, size)
 
+    task = scan.Task(
+        lambda queries, rows, out: _product(z[queries], bank[rows], torch.from_numpy(out)),
+        *(z.shape[0], bank.shape[0], k, z.numpy().dtype),
+    )
     with _threads() as (threads, each):
         room = threads * screen.room(*z.shape)
-        screens = screen.pays(z, bank, k) and 4 * room <= 3 * budget
-        found = scan.scan(
-            lambda queries, rows, out: _product(z[queries], bank[rows], torch.from_numpy(out)),
-            reference,
-            *(z.shape[0], bank.shape[0], k, z.numpy().dtype, budget - room * screens, threads, each),
-            screened if screens else None,
-        )
+        if screen.pays(z, bank, k) and 4 * room <= 3 * budget:
+            found = scan.scan(task, reference, budget - room, threads, each, screened)
+        else:
+            found = scan.scan(task, reference, budget, threads, each)
     return torch.from_numpy(found[0]), torch.from_numpy(found[1])
 
 

@@ -52,7 +52,7 @@ def margin(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def room(batch: int, dim: int) -> int:
     """Bytes of a screen, at most."""
-    size, together = scan.block(batch)
+    size, together = scan.largest(batch)
     return size * (2 * dim + 3 * together) + kernels.CACHE
 
 
