@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from la_core import kernels
-from la_core.backends import threads
+from la_core import kernels, objectives
+from la_core.backends import scan, threads
+from la_core.backends.threads import Map
+from la_core.kernels import Array
+from la_core.spaces import array_namespace
 
 VANISHING = 1e-20
 """A share of the peak beside which what a float32 cannot hold is nothing."""
@@ -17,6 +24,43 @@ SHARED = 2**22
 
 GATHERED = 2**23
 """Numbers in the rows that a weighted sum gathers, from which on it does, too."""
+
+APART = 2**24
+"""Scores of a batch against a bank, up to which threads do better apart than with a search that they share."""
+
+
+def aggregate(
+    crew: Callable[[bool], AbstractContextManager[tuple[int, Map]]],
+    v: Array,
+    bank: Array,
+    labels: Array,
+    indices: Array,
+    *,
+    n_background: int,
+    budget: int,
+    **settings: Any,
+) -> tuple[Array, Array, Array]:
+    """The reference; of a large batch beside a small bank, by threads each of which takes some rows all the way.
+
+    No row depends on another. A search that threads share has three points at which they wait for each other, and what
+    comes after it is one thread's in NumPy. In PyTorch it wakes others, which can take longer than the work itself.
+    """
+
+    def some(rows: slice, budget: int) -> tuple[Array, Array, Array]:
+        return objectives.aggregate.reference(
+            *(v[rows], bank, labels, indices[rows]), n_background=n_background, budget=budget, **settings
+        )
+
+    (batch, _), n = v.shape, bank.shape[0]
+    most = batch // scan.FAST
+    pays = most > 1 and n * batch <= APART and scan.pays(n, n_background)
+    with crew(pays) as (count, each):
+        if not pays or count == 1:
+            return some(slice(0, batch), budget)
+        shares = threads.shares(batch, min(count, most))
+        loss, pull, n_close = zip(*each(partial(some, budget=budget // len(shares)), shares), strict=True)
+    concat = array_namespace(v).concat
+    return concat(loss), concat(pull), concat(n_close)
 
 
 def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from la_core import kernels
+from la_core import kernels, objectives
 from la_core.backends import host, threads
 from la_core.backends.scan import Task, pays, scan, top_k
 from la_core.errors import BackendError
@@ -29,6 +30,9 @@ def nearest(z: Array, bank: Array, k: int, budget: int = kernels.BUDGET) -> tupl
     )
     with threads.pool() as (count, each):
         return scan(task, lambda queries: kernels.nearest.reference(z[queries], bank, k, budget), budget, count, each)
+
+
+objectives.aggregate.override("numpy")(partial(host.aggregate, threads.pool))
 
 
 def _product(z: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:

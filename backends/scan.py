@@ -14,7 +14,7 @@ later row of equal score loses the tie. NaN is refused by no comparison, so it r
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -43,8 +43,8 @@ SAMPLE, STRIDES = 16_384, (16, 64)
 """Rows of the sample that the first threshold is taken from, and limits of the stride that this gives."""
 LEAST, SHARE = 16_384, 8
 """Rows of a bank, and how many times as many as are wanted, from which on a scan is faster than the reference."""
-QUERIES, FEW = 256, 16
-"""Most queries in a pass over the bank; and how many there should be at least, before parts are given up for memory."""
+QUERIES, FAST, FEW = 256, 64, 16
+"""Most queries in a pass over the bank; as many as keep a product fast; and fewest before parts are given up."""
 SCORES, ROWS = 2**19, 1024
 """Of a block: about what is still in a core's cache when it is compared; and fewest rows."""
 
@@ -76,10 +76,9 @@ def pays(n: int, k: int) -> bool:
     return n >= LEAST and n >= SHARE * k
 
 
-def largest(n_queries: int) -> tuple[int, int]:
-    """Rows and queries of a block, at most."""
-    together = min(n_queries, QUERIES)
-    return max(ROWS, SCORES // together), together
+def rows_at_once(n_queries: int) -> int:
+    """Rows of a block, at most."""
+    return max(ROWS, SCORES // n_queries)
 
 
 def scan(
@@ -94,18 +93,9 @@ def scan(
 
     ``each`` may work on all ``parts`` at once, and a ``screen`` look for what exceeds a threshold.
     """
-    n, k, size = task.n, task.k, int(np.dtype(task.dtype).itemsize)
-    rows, together = largest(task.n_queries)
-
-    def per_query(rows: int, parts: int) -> int:  # candidates are held twice when they are put in order
-        return parts * (2 * _room(k, rows) * (size + 8) + rows * (size + 1)) + -(-n // stride(n)) * size
-
-    while rows > ROWS and per_query(rows, parts) * together > budget:
-        rows //= 2
-    while parts > 1 and per_query(rows, parts) * FEW > budget:
-        parts -= 1
-    values, indices = np.empty((task.n_queries, k), task.dtype), np.empty((task.n_queries, k), np.int64)
-    for queries in kernels.blocks(task.n_queries, min(QUERIES, budget // per_query(rows, parts))):
+    together, rows, parts = _cut(task, budget, parts)
+    values, indices = np.empty((task.n_queries, task.k), task.dtype), np.empty((task.n_queries, task.k), np.int64)
+    for queries in kernels.blocks(task.n_queries, together):
         some = task.some(queries)
 
         def above(some: Task = some, queries: slice = queries) -> Above:
@@ -116,6 +106,33 @@ def scan(
         if (few := queries.start + np.flatnonzero((values[queries] == -np.inf).any(axis=1))).size:
             values[few], indices[few] = reference(few)
     return values, indices
+
+
+def _cut(task: Task, budget: int, parts: int) -> tuple[int, int, int]:
+    """Queries in a pass over the bank, rows of a block, and parts, so that memory is enough.
+
+    Where it is short there are fewer queries in a pass first, down to as many as keep a product fast; then fewer rows
+    in a block, fewer parts, and in the end fewer queries still.
+    """
+    n, k, size = task.n, task.k, int(np.dtype(task.dtype).itemsize)
+
+    def needed(queries: int, rows: int, parts: int) -> int:
+        candidates, scores = _room(k, rows) * (size + 9), rows * (size + 1)
+        passed = 8 * 8 * rows * min(n, 2 * k) // n  # places and scores of what passes, some of them in two orders
+        sample_or_answer = max(-(-n // stride(n)) * size, k * (size + 8))
+        return queries * (parts * (candidates + scores + passed) + sample_or_answer)
+
+    passes = -(-task.n_queries // QUERIES)
+    together = -(-task.n_queries // passes)
+    while together > FAST and needed(together, rows_at_once(together), parts) > budget:
+        passes += 1
+        together = -(-task.n_queries // passes)
+    rows = rows_at_once(together)
+    while rows > ROWS and needed(together, rows, parts) > budget:
+        rows //= 2
+    while parts > 1 and needed(FEW, rows, parts) > budget:
+        parts -= 1
+    return min(together, budget // needed(1, rows, parts)), rows, parts
 
 
 def exactly(task: Task, size: int) -> Above:
@@ -155,8 +172,9 @@ def _search(task: Task, above: Callable[[], Above], size: int, parts: int, each:
         return candidates.table()
 
     def select(queries: slice) -> None:
-        scores, rows = (np.concatenate([x[queries] for x in xs], axis=1) for xs in zip(*tables, strict=True))
-        values[queries], indices[queries] = _best(scores, rows, k)
+        for few in _few(queries, k):
+            scores, rows = (np.concatenate([x[few] for x in xs], axis=1) for xs in zip(*tables, strict=True))
+            values[few], indices[few] = _best(scores, rows, k)
 
     shares = threads.shares(n_queries, parts)
     list(each(guess, shares))
@@ -248,21 +266,29 @@ class _Candidates:
         self._filled += counts
         return True
 
-    def table(self) -> Pair:
+    def table(self, queries: slice = slice(None)) -> Pair:
         """Scores and rows of each query (B, width), by rising row; then -inf where a query has fewer than another."""
-        least, width = int(self._filled.min()), int(self._filled.max())
-        scores = self._scores[:, :width]
-        scores[:, least:][np.arange(least, width) >= self._filled[:, None]] = -np.inf
+        filled = self._filled[queries]
+        least, width = int(filled.min()), int(filled.max())
+        scores = self._scores[queries, :width]
+        scores[:, least:][np.arange(least, width) >= filled[:, None]] = -np.inf
         if np.isnan(scores).any():
             raise NotFiniteError("the bank must be finite; a score against it is NaN")
-        return scores, self._rows[:, :width]
+        return scores, self._rows[queries, :width]
 
     def tighten(self) -> None:
         """Keep the k best of every query, the least of which is its new threshold."""
-        values, rows = _best(*self.table(), self.k)
-        np.maximum(self.threshold, values.min(axis=1, keepdims=True), out=self.threshold)
-        self._scores[:, : self.k], self._rows[:, : self.k] = values, rows
-        self._filled = (values > -np.inf).sum(axis=1)
+        for few in _few(slice(0, len(self.threshold)), self.k):
+            values, rows = _best(*self.table(few), self.k)
+            np.maximum(self.threshold[few], values.min(axis=1, keepdims=True), out=self.threshold[few])
+            self._scores[few, : self.k], self._rows[few, : self.k] = values, rows
+            self._filled[few] = (values > -np.inf).sum(axis=1)
+
+
+def _few(queries: slice, k: int) -> Iterator[slice]:
+    """Some at a time, whose candidates are still in the cache when they are selected from."""
+    for few in kernels.blocks(queries.stop - queries.start, kernels.CACHE // (64 * k)):
+        yield _shifted(few, queries.start)
 
 
 def _best(scores: np.ndarray, rows: np.ndarray, k: int) -> Pair:

@@ -1,19 +1,22 @@
 """Threads of one's own on a CPU, each with a BLAS library that computes alone: where threadpoolctl is there to say so.
 
 Threads that share a product wait for each other after every block, and all but one wait while its result is looked at.
-They also stay at work for a while after each call, in wait for the next, and keep a core from whoever computes then.
+They also stay at work for a while after each call, in wait for the next, and keep a core from whoever computes then. So
+the thread that calls takes part, and does what another, that got no core yet, has not begun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from la_core import kernels
 
+_T = TypeVar("_T")
 Map: TypeAlias = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]
 """``map``, or that of a pool of threads."""
 
@@ -38,8 +41,38 @@ def pool(pays: bool = True) -> Iterator[tuple[int, Map]]:
         if _count() > 1:  # another thread of the program has said how many there are to be
             yield 1, map
             return
-        with ThreadPoolExecutor(count) as threads:
-            yield count, threads.map
+        with team(count) as each:
+            yield count, each
+
+
+@contextmanager
+def team(count: int, begin: Callable[[], object] | None = None) -> Iterator[Map]:
+    """A ``map`` by ``count`` threads: the one that calls, and others that ``begin`` with what is to be set for each."""
+    with ThreadPoolExecutor(count - 1, initializer=begin) as others:
+
+        def each(function: Callable[[slice], _T], parts: Sequence[slice]) -> list[_T]:
+            results: dict[int, _T] = {}
+            todo = iter(range(len(parts)))  # one at a time to whoever asks: the next of a range is taken at once
+
+            def work() -> None:
+                try:
+                    for i in todo:
+                        results[i] = function(parts[i])
+                finally:
+                    deque(todo, 0)  # after an error nobody goes on
+
+            helpers = [others.submit(work) for _ in parts[1:count]]
+            try:
+                work()
+            finally:
+                for helper in helpers:
+                    helper.cancel()  # what has not begun
+            for helper in helpers:
+                if not helper.cancelled():
+                    helper.result()
+            return [results[i] for i in range(len(parts))]
+
+        yield each
 
 
 def shares(n: int, count: int) -> list[slice]:

@@ -49,15 +49,6 @@ def stored(rows: np.ndarray, backend: Backend, dtype: str) -> Array:
     return xp.astype(bank, getattr(xp, dtype))
 
 
-def inverse_norm(x: Array) -> Array:
-    """1 / ||row||, shape (..., 1); 0 for a row of zeros, which has no direction."""
-    xp = array_namespace(x)
-    square = xp.sum(x * x, axis=-1, keepdims=True)
-    some = square > xp.finfo(x.dtype).smallest_normal
-    # Both branches of the outer `where` are finite, so that neither value nor derivative is NaN at zero.
-    return xp.where(some, 1.0 / xp.sqrt(xp.where(some, square, xp.ones_like(square))), xp.zeros_like(square))
-
-
 def unit(x: Array) -> Array:
     """Every row divided by its norm: ``(..., D) -> (..., D)``.
 
@@ -69,7 +60,7 @@ def unit(x: Array) -> Array:
 
 def direction(x: Array) -> tuple[Array, Array]:
     """:func:`unit`, and what each row was multiplied with, (..., 1)."""
-    scale = inverse_norm(x)
+    scale = kernels.inverse_norm(x)
     return x * scale, scale
 
 
@@ -133,6 +124,6 @@ def mixed(state: State, indices: Array, z: Array, mixing: float) -> State:
     fresh = kernels.mean_of_equals(unit(kernels.like(z, bank)), indices)
     old = kernels.wide(kernels.rows_at(bank, indices))
     between = (1.0 - mixing) * old + mixing * fresh
-    scale = inverse_norm(between)
+    scale = kernels.inverse_norm(between)
     rows = xp.astype(xp.where(scale > 0, between * scale, old), bank.dtype, copy=False)
     return state._replace(bank=kernels.put_rows(bank, indices, rows))

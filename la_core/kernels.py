@@ -68,7 +68,8 @@ class Kernel(Generic[_P, _R]):
         return register
 
 
-def _by_bank(reference: Callable[_P, _R]) -> Kernel[_P, _R]:
+def by_bank(reference: Callable[_P, _R]) -> Kernel[_P, _R]:
+    """Decorator: a kernel whose second argument is the bank."""
     return Kernel(reference, by=1)
 
 
@@ -204,7 +205,7 @@ def rows_at(bank: Array, indices: Array) -> Array:
     return rows
 
 
-@_by_bank
+@by_bank
 def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array, Array]:
     """The k bank rows of largest dot product: ``(B, D), (N, D) -> scores (B, k), indices (B, k)``.
 
@@ -276,7 +277,7 @@ def votes(labels: Array, indices: Array, neighbours: Array) -> Array:
     return reduce(add, (xp.astype(agreement, kind) for agreement in agreements))
 
 
-@_by_bank
+@by_bank
 def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     """Dot products with chosen rows: ``(B, D), (N, D), (B, k) -> (B, k)``. Differentiable in ``z``."""
     xp = array_namespace(z, bank, indices)
@@ -286,7 +287,7 @@ def scores_at(z: Array, bank: Array, indices: Array) -> Array:
     return parts[0] if len(parts) == 1 else xp.concat(parts, axis=0)
 
 
-@_by_bank
+@by_bank
 def weighted_rows(weights: Array, bank: Array, indices: Array) -> Array:
     """Weighted sum of chosen rows: ``(B, k), (N, D), (B, k) -> (B, D)``: the adjoint of :func:`scores_at`."""
     xp = array_namespace(weights, bank, indices)
@@ -305,7 +306,7 @@ def _gathered(bank: Array, indices: Array) -> Iterator[tuple[slice, Array]]:
         yield some, xp.reshape(wide(xp.take(bank, flat, axis=0)), (-1, k, dim))
 
 
-@_by_bank
+@by_bank
 def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET) -> tuple[Array, Array]:
     """The softmax over all of the bank: log of its normaliser and mean row, in one pass.
 
@@ -352,6 +353,16 @@ def softmax_ratio(s: Array, mask: Array) -> tuple[Array, Array]:
     loss = xp.where(some, loss, xp.full_like(loss, math.log(s.shape[1])))
     weights = xp.where(some, mass / total - close_mass / close_total, xp.zeros_like(s))
     return xp.squeeze(loss, axis=1), weights
+
+
+@Kernel
+def inverse_norm(x: Array) -> Array:
+    """1 / ||row||, shape (..., 1); 0 for a row of zeros, which has no direction."""
+    xp = array_namespace(x)
+    square = xp.sum(x * x, axis=-1, keepdims=True)
+    some = square > xp.finfo(x.dtype).smallest_normal
+    # Both branches of the outer `where` are finite, so that neither value nor derivative is NaN at zero.
+    return xp.where(some, 1.0 / xp.sqrt(xp.where(some, square, xp.ones_like(square))), xp.zeros_like(square))
 
 
 @Kernel

@@ -218,10 +218,41 @@ def local_aggregation_terms(
     these hold fewer.
     """
     labels = _door(z, state, indices, n_background, temperature, combine, budget)
-    n_background, temperature = int(n_background), float(temperature)  # also of NumPy scalars, which would promote
-    xp = array_namespace(z)
-    bank = state.bank
-    v, scale = direction(kernels.like(z, bank))
+    v, scale = direction(kernels.like(z, state.bank))
+    loss, pull, n_close = aggregate(
+        *(v, state.bank, labels, indices),
+        n_background=int(n_background),
+        temperature=float(temperature),  # a NumPy scalar would promote
+        combine=combine,
+        budget=budget,
+        lists=lists,
+        probes=probes,
+        batch=z.shape[0],
+    )
+    pull = _through_unit(pull, v, scale)
+    return Terms(loss, array_namespace(z).astype(pull, z.dtype, copy=False), n_close)
+
+
+@kernels.by_bank
+def aggregate(
+    v: Array,
+    bank: Array,
+    labels: Array,
+    indices: Array,
+    *,
+    n_background: int,
+    temperature: float,
+    combine: str,
+    budget: int,
+    lists: among.Lists | None,
+    probes: int,
+    batch: int,
+) -> tuple[Array, Array, Array]:
+    """Of unit rows the loss (B,), ``dL/dv`` of its mean over a ``batch`` (B, D), and how many are close (B,).
+
+    No row depends on another, so some rows of a batch may be evaluated apart.
+    """
+    xp = array_namespace(v)
     valid = None
     if lists is None:
         scores, neighbours = kernels.nearest(v, bank, n_background, budget)
@@ -232,9 +263,8 @@ def local_aggregation_terms(
     if valid is not None:
         s, mask = _without(s, ~valid), mask & valid
     loss, weights = kernels.softmax_ratio(s, mask)
-    pull = kernels.weighted_rows(weights / (temperature * z.shape[0]), bank, neighbours)
-    n_close = xp.sum(xp.astype(mask, xp.int32), axis=1, dtype=xp.int32)
-    return Terms(loss, xp.astype(_through_unit(pull, v, scale), z.dtype, copy=False), n_close)
+    pull = kernels.weighted_rows(weights / (temperature * batch), bank, neighbours)
+    return loss, pull, xp.sum(xp.astype(mask, xp.int32), axis=1, dtype=xp.int32)
 
 
 _NOTHING = -1e30

@@ -14,7 +14,7 @@ from strategies import cases, make_case, unit_rows
 from variants import ACROSS, DEVICE1, READONLY, assert_close, assert_same, every_variant
 
 import la_core
-from la_core.bank import inverse_norm
+from la_core import kernels
 
 every_dtype = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 
@@ -164,7 +164,7 @@ def test_unit_of_zero_has_zero_gradient():
     x = torch.zeros(2, 3, requires_grad=True)
     la_core.unit(x).sum().backward()
     assert torch.equal(x.grad, torch.zeros(2, 3))
-    assert torch.equal(inverse_norm(x.detach()), torch.zeros(2, 1))
+    assert torch.equal(kernels.inverse_norm(x.detach()), torch.zeros(2, 1))
 
 
 def test_random_rows():

@@ -59,6 +59,7 @@ def arguments(name, rng, integers):
         "entries": lambda: (real(n, 1)[:, 0], chosen),
         "votes": lambda: (rng.integers(-1, 3, (int(rng.choice([1, 2, 8, 300])), n)), written, chosen),
         "mean_of_equals": lambda: (real(batch, dim), written if rng.random() < 0.5 else alone),
+        "inverse_norm": lambda: (real(batch, dim) * rng.choice([0.0, 2.0**-100, 1.0], (batch, 1)),),
         "finite": lambda: (spoilt(real(batch, dim)),),
         "softmax_ratio": lambda: (
             40 * real(batch, k),

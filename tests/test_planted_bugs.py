@@ -15,6 +15,7 @@ import test_neighbours
 import test_objectives
 import test_scan
 import test_screen
+import test_threads
 import test_tiles
 from planting import mutated
 from strategies import TEMPERATURES, make_case, make_search
@@ -82,6 +83,7 @@ lossless = on_seeds(lambda variant, seed: test_screen.law_nothing_is_lost(seed))
 screened = on_seeds(lambda variant, seed: test_screen.law_what_passes_exceeds_the_threshold(seed))
 tiled = on_seeds(test_tiles.law_every_row_is_with_its_nearest_centroid)
 all_used = on_seeds(test_clusters.law_every_cluster_is_used)
+shared = on_cases(lambda variant, case: test_threads.law_shares_of_a_batch_are_the_whole(variant, case))
 squares = on_seeds(test_clusters.law_inertia_is_the_sum_of_squares)
 means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
 nearest_centroid = on_seeds(test_clusters.law_every_row_is_with_its_nearest_centroid)
@@ -96,8 +98,10 @@ PUT = "kernels.put_rows(bank, indices, rows)"
 BUGS = (
     Bug("cotangent with the wrong sign", kernels.softmax_ratio.reference, WEIGHTS, "close_mass / close_total - mass / total", derivative, (STRICT,)),
     Bug("cotangent of rows without close neighbours", kernels.softmax_ratio.reference, "xp.where(some, mass", "xp.where(some | True, mass", derivative, (STRICT,)),
-    Bug("cotangent of the sum, not the mean", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "temperature", derivative),
-    Bug("cotangent without the temperature", objectives.local_aggregation_terms, "(temperature * z.shape[0])", "z.shape[0]", derivative),
+    Bug("cotangent of the sum, not the mean", objectives.aggregate.reference, "(temperature * batch)", "temperature", derivative),
+    Bug("cotangent without the temperature", objectives.aggregate.reference, "(temperature * batch)", "batch", derivative),
+    Bug("cotangent of the mean over a share", objectives.aggregate.reference, "(temperature * batch)", "(temperature * v.shape[0])", shared),
+    Bug("a share with the samples of another", host.aggregate, "indices[rows]", "indices[: v[rows].shape[0]]", shared),
     Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
     Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
     Bug("log of the wrong k", kernels.softmax_ratio.reference, "math.log(s.shape[1])", "math.log(s.shape[1] + 1)", derivative, (STRICT,)),
@@ -125,7 +129,7 @@ BUGS = (
     Bug("the farthest centroid on a CPU", host.assign, "np.argmax(", "np.argmin(", nearest_centroid, (NUMPY, TORCH)),
     Bug("an image is left at another size", views.ImageView.begin, "== (self.size, self.size)", "!= ()", lambda _: test_data.law_what_pillow_would_leave_alone_is_left_alone((6, 9)), (NUMPY,)),
     Bug("a direction of its own", bank.direction, "return x * scale", "return (x + 0.1) * scale", rotating),
-    Bug("rows of the batch mixed up", objectives.local_aggregation_terms, "verdict(labels, indices, ", "verdict(labels, xp.flip(indices), ", batching),
+    Bug("rows of the batch mixed up", objectives.aggregate.reference, "verdict(labels, indices, ", "verdict(labels, xp.flip(indices), ", batching),
     Bug("bank not made unit again", bank.mixed, "between * scale", "between", unit_bank),
     Bug("mixing the wrong way round", bank.mixed, "(1.0 - mixing) * old + mixing * fresh", "mixing * old + 0.25 * fresh", mixed_mean),
     Bug("index off by one in the update", bank.mixed, PUT, "kernels.put_rows(bank, (indices + 1) % bank.shape[0], rows)", mixed_mean),
@@ -149,6 +153,8 @@ BUGS = (
     Bug("the margin is for rows of unit length", screen.Screen._candidates, "_norm(some.numpy())", "1.0", lossless, (TORCH,)),
     Bug("what may exceed the threshold does", screen.Screen.__call__, "scores > ", "scores >= -1e9 * ", screened, (TORCH,)),
     Bug("scored again with the pairs of others", screen.Screen._scored, "row[part]", "row[part][::-1]", screened, (TORCH,)),
+    Bug("candidates of other queries are selected from", scan._few, "_shifted(few, queries.start)", "few", scanned),
+    Bug("memory of all parts but one forgotten", scan._cut, "(parts * (candidates", "(1 * (candidates", lambda variant: test_scan.law_memory_stays_within_the_budget(1000, 2, 2**24)),
     Bug("a part's candidates forgotten", scan._search, "for x in xs]", "for x in xs[: max(1, len(xs) - 1)]]", scanned),
     Bug("lost centroids stay lost", clusters.means, "if n_empty:", "if n_empty < 0:", all_used),
     Bug("distance from the origin forgotten", kernels.assign.reference, "xp.vecdot(block, block) - ", "1.5 * xp.vecdot(block, block) - ", squares, (STRICT,)),

@@ -1,6 +1,7 @@
 """The scan finds what the reference finds: its laws are those of the search, at a size where every path is taken."""
 
 import threading
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from unittest import mock
@@ -38,12 +39,13 @@ def small(parts=1):
         return run
 
     @contextmanager
-    def several():
+    def several(pays=True):
         with ThreadPoolExecutor(parts) as pool:
             yield parts, pool.map
 
     with (
         mock.patch.multiple(scan, LEAST=0, SHARE=1, STRIDES=(3, 3), SCORES=1, ROWS=3, FEW=0),
+        mock.patch.object(kernels, "CACHE", 64),  # of each query apart
         mock.patch.object(scan._Candidates, "tighten", counting("full", tighten)),
         mock.patch.object(kernels.nearest, "reference", counting("reference", reference)),
         mock.patch.object(threads, "pool", several),
@@ -147,6 +149,36 @@ def law_ties_do_not_make_up_for_a_nan(variant, seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_ties_do_not_make_up_for_a_nan(variant, seed):
     law_ties_do_not_make_up_for_a_nan(variant, seed)
+
+
+def law_memory_stays_within_the_budget(k, parts, budget):
+    """Beside it there are the answer and, for each part, what is selected from while it is in the cache."""
+    rng = np.random.default_rng(0)
+    z, bank = (unit_rows(rng, n, 8).astype(np.float32) for n in (200, 40_000))
+    task = scan.Task(lambda q, rows, out: np.matmul(z[q], bank[rows].T, out=out), 200, 40_000, k, z.dtype, True)
+    with ThreadPoolExecutor(parts) as pool:
+        tracemalloc.start()
+        scan.scan(task, lambda few: pytest.fail("searched again"), budget, parts, pool.map)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < budget + 200 * k * 12 + parts * kernels.CACHE
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("k", [50, 1000, 5000])
+@pytest.mark.parametrize("budget", [2**22, 2**24, 2**26])
+def test_memory_stays_within_the_budget(k, parts, budget):
+    law_memory_stays_within_the_budget(k, parts, budget)
+
+
+def test_memory_that_is_short_takes_queries_from_a_pass_first():
+    """Blocks of a thousand rows are slow, and so are products of a few queries."""
+    task = scan.Task(lambda *_: None, 128, 1_000_000, 4096, np.float32)
+    assert scan._cut(task, kernels.BUDGET, 2) == (128, 4096, 2)
+    assert scan._cut(task, kernels.BUDGET // 2, 2) == (64, 8192, 2)
+    together, rows, parts = scan._cut(task, kernels.BUDGET // 8, 2)
+    assert (together < 64, rows, parts) == (True, 1024, 2)
+    assert scan._cut(task, 1, 2) == (0, 1024, 1), "one query at a time, whatever it takes"
 
 
 def test_torch_keeps_its_threads():

@@ -2,16 +2,24 @@
 
 import sys
 from contextlib import contextmanager
-from threading import Event, Thread
+from threading import Barrier, Event, Thread, Timer, get_ident
+from unittest import mock
 
 import numpy as np
 import pytest
 import threadpoolctl
-from strategies import integer_rows
-from variants import assert_same
 
-from la_core import kernels
-from la_core.backends import host, threads
+torch = pytest.importorskip("torch")
+
+from hypothesis import given
+from strategies import Case, cases, integer_rows, unit_rows
+from variants import ACROSS, EXACT, NUMPY, TORCH, assert_close, assert_same
+
+from la_core import kernels, lists, objectives
+from la_core.backends import host, scan, threads
+from la_core.bank import unit
+
+HOSTS = pytest.mark.parametrize("variant", [NUMPY, TORCH], ids=str)
 
 
 def blas():
@@ -77,9 +85,126 @@ def test_without_threadpoolctl_there_is_one_thread(monkeypatch):
         threads._blas.cache_clear()
 
 
+def parts_of(n):
+    return [slice(i, i + 1) for i in range(n)]
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
+def test_a_team_does_every_part_once_and_answers_in_their_order(count, n):
+    done = []
+    with threads.team(count) as each:
+        for _ in range(3):
+            found = each(lambda part: done.append(part.start) or -part.start, parts_of(n))
+            assert found == [-i for i in range(n)]
+    assert sorted(done) == sorted(3 * list(range(n)))
+
+
+def test_who_calls_does_what_others_have_not_begun():
+    """As where they have no core yet: here each waits, before its first part, until all is done."""
+    done = Event()
+    with threads.team(3, done.wait) as each:
+        assert set(each(lambda _: get_ident(), parts_of(5))) == {get_ident()}
+        done.set()
+
+
+def test_all_of_a_team_take_part():
+    """Each part waits for the others, so that one thread alone would never end."""
+    meet = Barrier(3)
+    with threads.team(3) as each:
+        assert len(set(each(lambda _: (meet.wait(60), get_ident())[1], parts_of(3)))) == 3
+
+
+@pytest.mark.parametrize("who", ["caller", "another"])
+def test_an_error_is_raised_and_nobody_goes_on(who):
+    meet, failed, done = Barrier(2), Event(), []
+
+    def part(some):
+        if some.start < 2:
+            meet.wait(60)
+            if (get_ident() == caller) is (who == "caller"):
+                raise ZeroDivisionError
+            assert failed.wait(60)
+        done.append(some.start)
+
+    caller = get_ident()
+    with threads.team(2) as each:
+        Timer(0.2, failed.set).start()
+        with pytest.raises(ZeroDivisionError):
+            each(part, parts_of(50))
+    assert len(done) == 1, "but for the part that was under way"
+
+
 @contextmanager
 def several(pays):
-    yield 3, lambda work, parts: [work(part) for part in reversed(parts)]
+    yield 3, lambda work, parts: [work(part) for part in reversed(parts)][::-1]
+
+
+def law_shares_of_a_batch_are_the_whole(variant, case, through_lists=False):
+    """Of 2 or 3 rows each, by three threads."""
+    there = case.on(variant)
+    args = unit(there.z), there.state.bank, there.state.labels, there.indices
+    settings = {**there.settings, "budget": kernels.BUDGET, "lists": None, "probes": 1, "batch": len(case.z)}
+    if through_lists:
+        settings["probes"] = m = int(case.labels.max()) + 1
+        settings["lists"] = lists.lists(there.state.bank, there.state.labels, m)
+    with mock.patch.multiple(scan, FAST=2, pays=lambda n, k: True):
+        found = host.aggregate(several, *args, **settings)
+    for ours, theirs in zip(found, objectives.aggregate.reference(*args, **settings), strict=True):
+        assert_close(variant.to_host(ours), variant.to_host(theirs), EXACT, 1.0)
+
+
+@HOSTS
+@given(case=cases(batch=7))
+def test_shares_of_a_batch_are_the_whole(variant, case):
+    law_shares_of_a_batch_are_the_whole(variant, case)
+
+
+@HOSTS
+@given(case=cases(batch=7, n=33))
+def test_shares_of_a_batch_through_lists_are_the_whole(variant, case):
+    law_shares_of_a_batch_are_the_whole(variant, case, through_lists=True)
+
+
+@HOSTS
+def test_at_its_own_size_a_step_is_made_in_shares(variant):
+    """Whichever way it is taken, the numbers are those of the other."""
+    rng, k, taken = np.random.default_rng(0), 300, []
+    bank, z = (unit_rows(rng, n, 16).astype(np.float32) for n in (20_000, 200))
+    there = Case(bank, rng.integers(0, 50, (3, 20_000)), rng.permutation(200), z, None, k, 0.1, "union", 0.5).on(
+        variant
+    )
+    whole = objectives.aggregate.reference
+
+    def counting(v, *args, **settings):
+        taken.append(v.shape[0])
+        return whole(v, *args, **settings)
+
+    def terms():
+        found = objectives.local_aggregation_terms(there.z, there.state, there.indices, **there.settings)
+        return [variant.to_host(x) for x in found]
+
+    with (
+        threadpoolctl.threadpool_limits(2, user_api="blas"),
+        two_of_torch(),
+        mock.patch.object(objectives.aggregate, "reference", counting),
+    ):
+        shared = terms()
+        with mock.patch.object(host, "APART", 0):
+            together = terms()
+    assert sorted(taken) == [100, 100, 200]
+    for ours, theirs in zip(shared, together, strict=True):
+        assert_close(ours, theirs, ACROSS[np.dtype(np.float32)], 1.0)
+
+
+@contextmanager
+def two_of_torch():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def law_the_parts_of_an_assignment_are_the_whole(budget):

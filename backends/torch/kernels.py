@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import wraps
+from functools import partial, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -15,10 +14,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from la_core import clusters, kernels, protocol, tiles
+from la_core import clusters, kernels, objectives, protocol, tiles
 from la_core.backends import gpu, host, scan
 from la_core.backends.scan import pays
-from la_core.backends.threads import Map
+from la_core.backends.threads import Map, team
 from la_core.backends.torch import screen
 from la_core.backends.torch.small import by_numpy
 from la_core.errors import NotFiniteError
@@ -121,6 +120,17 @@ def top_k_of_torch(x: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def along(x: Tensor, columns: Tensor) -> Tensor:
     """``gather``, which takes a twentieth of the time of ``take_along_dim``."""
     return torch.gather(x, 1, columns.long())
+
+
+@kernels.inverse_norm.override("torch")
+def inverse_norm(x: Tensor) -> Tensor:
+    """On a CPU by ``rsqrt``: ``sqrt`` of a single number wakes all of PyTorch's threads, and is not rounded as well."""
+    if x.device.type != "cpu":
+        found: Tensor = kernels.inverse_norm.reference(x)
+        return found
+    square = (x * x).sum(dim=-1, keepdim=True)
+    some = square > torch.finfo(x.dtype).smallest_normal
+    return torch.where(some, torch.where(some, square, 1.0).rsqrt(), 0.0)
 
 
 @kernels.falling.override("torch")
@@ -257,18 +267,20 @@ def _product(z: Tensor, rows: Tensor, out: Tensor) -> None:
 
 
 @contextmanager
-def _threads() -> Iterator[tuple[int, Map]]:
-    """As many as PyTorch may use, each of which computes alone.
+def _threads(pays: bool = True) -> Iterator[tuple[int, Map]]:
+    """As many as PyTorch may use, each of which computes alone; one where more would not pay.
 
     PyTorch's own share one product, then wait for the next while one of them selects.
     """
     threads = torch.get_num_threads()
-    if threads == 1:
+    if threads == 1 or not pays:
         yield 1, map
         return
+    alone = partial(torch.set_num_threads, 1)
     try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield threads, pool.map
+        alone()
+        with team(threads, alone) as each:
+            yield threads, each
     finally:
         torch.set_num_threads(threads)  # a thread has a number of its own, but the last one set is that of new threads
 
@@ -287,6 +299,14 @@ class _Nearest(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         bank, indices = ctx.saved_tensors
         return weighted_rows(grads[0], bank, indices), None, None, None
+
+
+@objectives.aggregate.override("torch")
+def aggregate(v: Tensor, bank: Tensor, labels: Tensor, indices: Tensor, **settings: Any) -> tuple[Any, Any, Any]:
+    """On a CPU in shares of the batch, where that is faster."""
+    if v.device.type != "cpu" or _differentiated(v, bank):
+        return objectives.aggregate.reference(v, bank, labels, indices, **settings)
+    return host.aggregate(_threads, v.detach(), bank.detach(), labels, indices, **settings)
 
 
 class _ScoresAt(torch.autograd.Function):

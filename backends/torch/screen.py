@@ -52,8 +52,8 @@ def margin(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def room(batch: int, dim: int) -> int:
     """Bytes of a screen, at most."""
-    size, together = scan.largest(batch)
-    return size * (2 * dim + 3 * together) + kernels.CACHE
+    size = scan.rows_at_once(min(batch, scan.FAST))  # the most rows, for the fewest queries
+    return 2 * dim * size + 3 * max(scan.SCORES, scan.ROWS * scan.QUERIES) + kernels.CACHE
 
 
 class Screen:
