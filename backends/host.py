@@ -25,8 +25,9 @@ SHARED = 2**22
 GATHERED = 2**23
 """Numbers in the rows that a weighted sum gathers, from which on it does, too."""
 
-APART = 2**24
-"""Scores of a batch against a bank, up to which threads do better apart than with a search that they share."""
+APART, SHARE = 2**24, 32
+"""Scores of a batch against a bank, up to which threads do better apart than with a search that they share; and rows
+of the batch that each should have at least."""
 
 
 def aggregate(
@@ -52,7 +53,7 @@ def aggregate(
         )
 
     (batch, _), n = v.shape, bank.shape[0]
-    most = batch // scan.FAST
+    most = batch // SHARE
     pays = most > 1 and n * batch <= APART and scan.pays(n, n_background)
     with crew(pays) as (count, each):
         if not pays or count == 1:
