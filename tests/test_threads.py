@@ -148,7 +148,7 @@ def law_shares_of_a_batch_are_the_whole(variant, case, through_lists=False):
     if through_lists:
         settings["probes"] = m = int(case.labels.max()) + 1
         settings["lists"] = lists.lists(there.state.bank, there.state.labels, m)
-    with mock.patch.object(host, "SHARE", 2), mock.patch.object(scan, "pays", lambda n, k: True):
+    with mock.patch.object(host, "SHARE", 2), mock.patch.object(scan, "pays", return_value=True):
         found = host.aggregate(several, *args, **settings)
     for ours, theirs in zip(found, objectives.aggregate.reference(*args, **settings), strict=True):
         assert_close(variant.to_host(ours), variant.to_host(theirs), EXACT, 1.0)
