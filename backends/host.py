@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from la_core import kernels, objectives
+from la_core import kernels, objectives, tiles
 from la_core.backends import scan, threads
 from la_core.backends.threads import Map
 from la_core.kernels import Array
@@ -117,6 +117,19 @@ def weighted_rows(weights: np.ndarray, bank: np.ndarray, indices: np.ndarray) ->
 def distinct(indices: np.ndarray) -> bool:
     """Whether no two are equal."""
     return len(set(indices.tolist())) == indices.size
+
+
+def neighbours(
+    of: np.ndarray, centroids: np.ndarray, candidates: int, budget: int = 8 * kernels.CACHE
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference, by threads that share what lists are wanted of."""
+    with threads.pool(len(of) * len(centroids) >= SHARED) as (count, each):
+
+        def lists(some: slice) -> tuple[np.ndarray, np.ndarray]:
+            return tiles.neighbours.reference(of[some], centroids, candidates, budget // count)
+
+        near, far = zip(*each(lists, threads.shares(len(of), count)), strict=True)
+    return np.concatenate(near), np.concatenate(far)
 
 
 def assign(x: np.ndarray, centroids: np.ndarray, budget: int = 8 * kernels.CACHE) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from la_core import kernels, objectives
+from la_core import kernels, objectives, tiles
 from la_core.backends import host, threads
 from la_core.backends.scan import Task, pays, scan, top_k
 from la_core.errors import BackendError
@@ -48,6 +48,7 @@ kernels.votes.override("numpy")(host.votes)
 kernels.softmax_ratio.override("numpy")(host.softmax_ratio)
 kernels.weighted_rows.override("numpy")(host.weighted_rows)
 kernels.assign.override("numpy")(host.assign)
+tiles.neighbours.override("numpy")(host.neighbours)
 
 
 @kernels.mean_of_equals.override("numpy")

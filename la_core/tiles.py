@@ -111,17 +111,19 @@ def by_cluster(labels: Array, m: int, together: int = 1) -> Tiles:
 
 
 @kernels.Kernel
-def neighbours(centroids: Array, candidates: int) -> tuple[Array, Array]:
-    """The centroids nearest to each (m, candidates), itself among them, and the square of the farthest's distance."""
-    xp, m = array_namespace(centroids), centroids.shape[0]
+def neighbours(of: Array, centroids: Array, candidates: int, budget: int = 8 * CACHE) -> tuple[Array, Array]:
+    """The centroids nearest to some of them, and the square of the farthest's distance.
+
+    ``(k, D), (m, D) -> (k, candidates), (k, 1)``, by scores that take at most ``budget`` bytes. Each is near itself.
+    """
+    xp, m = array_namespace(of, centroids), centroids.shape[0]
     squared = xp.vecdot(centroids, centroids)
     near, far = [], []
-    for some in blocks(m, 8 * CACHE // (m * itemsize(centroids))):
-        closeness, found = kernels.top_k(
-            2.0 * centroids[some, :] @ xp.matrix_transpose(centroids) - squared, candidates
-        )
+    for some in blocks(of.shape[0], budget // (m * itemsize(centroids))):
+        own = of[some, :]
+        closeness, found = kernels.top_k(2.0 * own @ xp.matrix_transpose(centroids) - squared, candidates)
         near.append(xp.astype(found, xp.int32))
-        far.append(squared[some][:, None] - xp.min(closeness, axis=1, keepdims=True))
+        far.append(xp.vecdot(own, own)[:, None] - xp.min(closeness, axis=1, keepdims=True))
     return xp.concat(near), xp.concat(far)
 
 
@@ -131,7 +133,7 @@ def near(x: Array, labels: Array, centroids: Array, candidates: int) -> Found:
     dim, m = centroids.shape[1], centroids.shape[0]
     squared = xp.vecdot(centroids, centroids)
     rounding = SLACK * float(xp.finfo(centroids.dtype).eps)
-    near, far = neighbours(centroids, candidates)
+    near, far = neighbours(centroids, centroids, candidates)
     per_tile = itemsize(centroids) * (2 * ROWS * (dim + candidates) + candidates * dim)
     together = max(1, 4 * CACHE // per_tile)
     tiles = by_cluster(labels, m, together)

@@ -163,10 +163,11 @@ BUGS = (
     Bug("distance from the origin forgotten", host.assign, "vecdot(x, x) - ", "vecdot(x, x) * 1.5 - ", squares, (NUMPY, TORCH)),
     Bug("assigned by the dot product alone", host.assign, "-0.5 * np", "-0.0 * np", nearest_centroid, (NUMPY, TORCH)),
     Bug("every row counts as its cluster's centroid", tiles.near, "xp.sqrt(apart + off)", "0.0", on_seeds(test_tiles.law_sure_rows_are_right)),
+    Bug("lists of the first share for all", host.neighbours, "of[some]", "of[: len(of[some])]", test_threads.law_lists_of_shares_are_the_whole, (NUMPY,)),
     Bug("unsure rows are believed", tiles.assign, "if unsure:", "if False:", tiled),
     Bug("rows asked again in the wrong order", tiles.assign, "xp.take(x, rows, axis=0)", "xp.take(x, xp.flip(rows), axis=0)", tiled),
     Bug("tiles lose what their clusters are", tiles.by_cluster, "xp.take(first, own)", "own", on_seeds(test_tiles.law_a_tile_holds_rows_of_one_cluster_and_every_row_is_in_one)),
-    Bug("a list without the nearest", tiles.neighbours.reference, "2.0 * centroids", "-2.0 * centroids", on_seeds(test_tiles.law_lists_are_of_the_nearest)),
+    Bug("a list without the nearest", tiles.neighbours.reference, "2.0 * own", "-2.0 * own", on_seeds(test_tiles.law_lists_are_of_the_nearest)),
 )  # fmt: skip
 
 

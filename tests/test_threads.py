@@ -15,7 +15,7 @@ from hypothesis import given
 from strategies import Case, cases, integer_rows, unit_rows
 from variants import ACROSS, EXACT, NUMPY, TORCH, assert_close, assert_same
 
-from la_core import kernels, lists, objectives
+from la_core import kernels, lists, objectives, tiles
 from la_core.backends import host, scan, threads
 from la_core.bank import unit
 
@@ -226,6 +226,18 @@ def test_the_law_of_the_parts_can_fail(monkeypatch):
     monkeypatch.setattr(kernels, "blocks", lambda n, size: iter([slice(0, size), slice(size, n - 1)]))
     with pytest.raises(AssertionError):
         law_the_parts_of_an_assignment_are_the_whole(2**20)
+
+
+def law_lists_of_shares_are_the_whole(variant):
+    centroids = integer_rows(0, 40, 5).astype(np.float32)
+    with mock.patch.object(threads, "pool", several), mock.patch.object(host, "SHARED", 1):
+        found = host.neighbours(centroids[:31], centroids, 7)
+    for ours, theirs in zip(found, tiles.neighbours.reference(centroids[:31], centroids, 7), strict=True):
+        assert_same(ours, theirs)
+
+
+def test_lists_of_shares_are_the_whole():
+    law_lists_of_shares_are_the_whole(NUMPY)
 
 
 def law_the_parts_of_a_weighted_sum_are_the_whole():

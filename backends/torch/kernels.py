@@ -82,12 +82,14 @@ clusters.lloyd.override("torch")(by_numpy(clusters.lloyd.reference))
 
 
 @tiles.neighbours.override("torch")
-def neighbours(centroids: Tensor, candidates: int) -> tuple[Tensor, Tensor]:
+def neighbours(
+    of: Tensor, centroids: Tensor, candidates: int, budget: int = 8 * kernels.CACHE
+) -> tuple[Tensor, Tensor]:
     """On a CPU by NumPy's product."""
-    if centroids.device.type != "cpu":
-        return tiles.neighbours.reference(centroids, candidates)
+    if of.device.type != "cpu":
+        return tiles.neighbours.reference(of, centroids, candidates, budget)
     protocol.ready("numpy")  # its kernels
-    near, far = tiles.neighbours.reference(centroids.detach().numpy(), candidates)
+    near, far = host.neighbours(of.detach().numpy(), centroids.detach().numpy(), candidates, budget)
     return torch.from_numpy(near), torch.from_numpy(far)
 
 
