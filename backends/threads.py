@@ -75,6 +75,12 @@ def team(count: int, begin: Callable[[], object] | None = None) -> Iterator[Map]
         yield each
 
 
+def openmp_alone() -> AbstractContextManager[Any] | None:
+    """In which OpenMP has one thread for this one, from now on; None without threadpoolctl."""
+    openmp = _openmp()
+    return None if openmp is None else openmp.limit(limits=1)
+
+
 def shares(n: int, count: int) -> list[slice]:
     """About equal parts of ``range(n)``, one for each thread."""
     return list(kernels.blocks(n, -(-n // count)))
@@ -89,8 +95,20 @@ def _count() -> int:
 @cache
 def _blas() -> Any:
     """What says how many threads OpenBLAS has; None without threadpoolctl."""
+    found = _libraries()
+    return None if found is None else found.select(internal_api="openblas")
+
+
+@cache
+def _openmp() -> Any:
+    """The same of the libraries of OpenMP."""
+    found = _libraries()
+    return None if found is None else found.select(user_api="openmp")
+
+
+def _libraries() -> Any:
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
         return None
-    return ThreadpoolController().select(internal_api="openblas")
+    return ThreadpoolController()

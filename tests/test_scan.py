@@ -3,7 +3,7 @@
 import threading
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import numpy as np
@@ -181,17 +181,49 @@ def test_memory_that_is_short_takes_queries_from_a_pass_first():
     assert scan._cut(task, 1, 2) == (0, 1024, 1), "one query at a time, whatever it takes"
 
 
-def test_torch_keeps_its_threads():
+@pytest.fixture
+def two():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+TOLD = {
+    "each thread by itself": lambda: nullcontext(),
+    "all, for want of threadpoolctl": lambda: mock.patch.object(torch_kernels, "openmp_alone", return_value=None),
+    "all, for want of MKL's function": lambda: mock.patch.object(torch_kernels, "_mkl", return_value=None),
+}
+
+
+@pytest.mark.usefixtures("two")
+@pytest.mark.parametrize("how", TOLD)
+def test_torch_keeps_its_threads(how):
+    """Also what a new thread starts with; and one that searches has one."""
+    told = []
+    with TOLD[how]():
+        for _ in range(2):
+            with torch_kernels._threads() as (count, each):
+                told += each(lambda _: torch.get_num_threads(), [slice(i, i + 1) for i in range(4)])
+                assert count == 2
+            with pytest.raises(ZeroDivisionError), torch_kernels._threads():
+                raise ZeroDivisionError
+    thread = threading.Thread(target=lambda: told.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert told == 8 * [1] + [2]
+    assert torch.get_num_threads() == 2
+
+
+@pytest.mark.usefixtures("two")
+def test_a_search_tells_torch_nothing_for_good():
+    """After ``set_num_threads`` MKL wakes all threads for a root of a single number, anywhere in the program."""
     rng = np.random.default_rng(0)
     z, bank = (TORCH.asarray(unit_rows(rng, n, 8).astype(np.float32)) for n in (3, 20_000))
-    told = []
-    before = torch.get_num_threads()
-    kernels.nearest(z, bank, 10)
-    for _ in range(2):  # also what a new thread starts with
-        thread = threading.Thread(target=lambda: told.append(torch.get_num_threads()))
-        thread.start()
-        thread.join()
-    assert [torch.get_num_threads(), *told] == 3 * [before]
+    with mock.patch.object(torch, "set_num_threads", side_effect=AssertionError):
+        kernels.nearest(z, bank, 10)
+        with mock.patch.object(torch_kernels, "_mkl", return_value=None), pytest.raises(AssertionError):
+            kernels.nearest(z, bank, 10)
 
 
 @HOSTS

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import partial, wraps
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import cache, wraps
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -17,7 +19,7 @@ from torch.nn import functional
 from la_core import clusters, kernels, objectives, protocol, tiles
 from la_core.backends import gpu, host, scan
 from la_core.backends.scan import pays
-from la_core.backends.threads import Map, team
+from la_core.backends.threads import Map, openmp_alone, team
 from la_core.backends.torch import screen
 from la_core.backends.torch.small import by_numpy
 from la_core.errors import NotFiniteError
@@ -126,7 +128,7 @@ def along(x: Tensor, columns: Tensor) -> Tensor:
 
 @kernels.inverse_norm.override("torch")
 def inverse_norm(x: Tensor) -> Tensor:
-    """On a CPU by ``rsqrt``: ``sqrt`` of a single number wakes all of PyTorch's threads, and is not rounded as well."""
+    """On a CPU by ``rsqrt``: ``sqrt`` of a single number may wake all threads (:func:`_alone`), and is rounded less well."""
     if x.device.type != "cpu":
         found: Tensor = kernels.inverse_norm.reference(x)
         return found
@@ -278,13 +280,38 @@ def _threads(pays: bool = True) -> Iterator[tuple[int, Map]]:
     if threads == 1 or not pays:
         yield 1, map
         return
-    alone = partial(torch.set_num_threads, 1)
+    with _alone(), team(threads, _alone) as each:
+        yield threads, each
+
+
+def _alone() -> AbstractContextManager[Any]:
+    """In which PyTorch has one thread for calls from this one, from now on.
+
+    ``torch.set_num_threads`` does it, too, but what it tells MKL holds for all threads and for good: a root of a single
+    number wakes them all from then on. So it is called only where a thread cannot be told by itself.
+    """
+    before = torch.get_num_threads()  # a new thread's is set by PyTorch when it is first asked for
+    until, openmp, mkl = ExitStack(), openmp_alone(), _mkl()
+    if openmp is None or mkl is None:
+        torch.set_num_threads(1)
+        until.callback(torch.set_num_threads, before)  # the last one that is set is also that of new threads
+        return until
+    until.enter_context(openmp)
+    until.callback(mkl, mkl(1))
+    return until
+
+
+@cache
+def _mkl() -> Callable[[int], int] | None:
+    """Sets how many threads MKL has for calls from this one, 0 for as many as others have, and says what it was."""
+    if not torch.backends.mkl.is_available():
+        return lambda threads: threads
     try:
-        alone()
-        with team(threads, alone) as each:
-            yield threads, each
-    finally:
-        torch.set_num_threads(threads)  # a thread has a number of its own, but the last one set is that of new threads
+        inside = ctypes.CDLL(str(Path(torch.__file__).with_name("lib") / "libtorch_cpu.so"))
+        local: Callable[[int], int] = inside.MKL_Set_Num_Threads_Local
+    except (OSError, AttributeError):
+        return None
+    return local
 
 
 class _Nearest(torch.autograd.Function):

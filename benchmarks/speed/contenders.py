@@ -318,12 +318,9 @@ STEP = (
 )
 FAISS = Contender("faiss Clustering", clusters_faiss, OURS, "faiss", one_by_one=True)
 COLD = (Contender(OURS, clusters, package="torch"), FAISS)
-LLOYD = (
-    *COLD,
-    Contender("scikit-learn KMeans", clusters_sklearn, OURS, "sklearn", one_by_one=True),
-)
+SKLEARN = Contender("scikit-learn KMeans", clusters_sklearn, OURS, "sklearn", one_by_one=True)
 FULL = Contender("la_core, full Lloyd", partial(clusters, tolerance=0.0), OURS, "torch", one_by_one=True)
 SUPER = Contender("faiss SuperKMeans", partial(clusters_faiss, kind="SuperKMeans"), OURS, "faiss", one_by_one=True)
 """Made for data with structure; without, it takes minutes, and so does ours in full."""
-CLUSTER = (*LLOYD, FULL, SUPER)
+CLUSTER = (*COLD, SKLEARN, FULL, SUPER)
 WARM = (Contender(OURS, partial(clusters, warm=True), package="torch"), FAISS)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from speed.contenders import CLUSTER, COLD, LLOYD, OURS, SEARCH, STEP, TORCH_SEARCH, WARM, Contender
+from speed.contenders import CLUSTER, COLD, OURS, SEARCH, STEP, TORCH_SEARCH, WARM, Contender
 from speed.data import Problem
 from speed.turns import Plan, Result, measure
 
@@ -103,7 +103,7 @@ ROWS = {
     ),
     "cluster": Row("cold clustering", _cluster, CLUSTER, {"faiss Clustering": Goal(3.0, 8.0)}),
     "cluster-isotropic": Row(
-        "cold clustering", replace(_cluster, bank="isotropic"), LLOYD, {"faiss Clustering": Goal(1.2, 3.0)}
+        "cold clustering", replace(_cluster, bank="isotropic"), COLD, {"faiss Clustering": Goal(1.2, 3.0)}
     ),
     "cluster-trained": Row("cold clustering", Problem(50_000, m=1000, bank="trained"), CLUSTER),
     "cluster-warm": Row(
