@@ -128,7 +128,7 @@ def along(x: Tensor, columns: Tensor) -> Tensor:
 
 @kernels.inverse_norm.override("torch")
 def inverse_norm(x: Tensor) -> Tensor:
-    """On a CPU by ``rsqrt``: ``sqrt`` of a single number may wake all threads (:func:`_alone`), and is rounded less well."""
+    """On a CPU by ``rsqrt``: ``sqrt`` may wake all threads (:func:`_alone`), and is not rounded as well."""
     if x.device.type != "cpu":
         found: Tensor = kernels.inverse_norm.reference(x)
         return found
