@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 from warnings import catch_warnings, filterwarnings
 
 import numpy as np
@@ -72,20 +72,16 @@ def neighbours(
         class is the query's.
     """
     k = next(iter(found.values()))[0].shape[1]
-    rows, columns = len(queries), 1 + len(found) * (k + 1)
-    figure, axes = _figure(rows, columns, (0.62 * columns, 0.62 * rows))
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for row, query in enumerate(queries):
-        _image(axes[row, 0], query, GRAY)
-        for part, (indices, right) in enumerate(found.values()):
-            for j in range(k):
-                axis = axes[row, 2 + part * (k + 1) + j]
-                _image(axis, images[indices[row, j]], GREEN if right[row, j] else RED)
-    axes[0, 0].set_title("query", fontsize=9)
+    cells: list[list[_Cell]] = [[(_pixels(query), GRAY)] for query in queries]
+    for indices, right in found.values():
+        for row, nearest, same in zip(cells, indices, right, strict=True):
+            row += [None, *((_pixels(images[i]), GREEN if y else RED) for i, y in zip(nearest, same, strict=True))]
+    figure, axis, step = _mosaic(cells, 0.62)
+    axis.text(0, -step / 4, "query", fontsize=9)
     for part, (name, (_, right)) in enumerate(found.items()):
-        axis = axes[0, 2 + part * (k + 1) + k // 2]
-        axis.set_title(f"nearest by {name}: {right.mean():.0%} of the same class", fontsize=9)
+        middle = (2 + part * (k + 1) + k / 2) * step
+        about = f"nearest by {name}: {right.mean():.0%} of the same class"
+        axis.text(middle, -step / 4, about, fontsize=9, horizontalalignment="center")
     return _save(figure, Path(path))
 
 
@@ -193,21 +189,12 @@ def scatter(points: np.ndarray, classes: np.ndarray, names: Mapping[int, str]) -
 
 def gallery(queries: np.ndarray, images: np.ndarray, right: np.ndarray | None) -> Any:
     """Rows of a query (M, h, w, 3) and its neighbours (M, k, h, w, 3), framed by whether they are right (M, k)."""
-    (rows, k), side = images.shape[:2], images.shape[2]
-    rim = max(1, side // 14)
-    step = side + 3 * rim
-    mosaic = np.full((rows * step, (k + 2) * step, 3), 255, np.uint8)
-    for row in range(rows):
-        for place, image in enumerate([queries[row], *images[row]]):
-            colour = GRAY if place == 0 or right is None else GREEN if right[row, place - 1] else RED
-            column = place + (place > 0)  # a gap after the query
-            framed = mosaic[row * step : row * step + side + 2 * rim, column * step : column * step + side + 2 * rim]
-            framed[:] = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
-            framed[rim:-rim, rim:-rim] = image
-    figure, ((axis,),) = _figure(1, 1, (0.6 * (k + 2), 0.6 * rows))
-    axis.imshow(mosaic, interpolation="nearest")
-    axis.set_axis_off()
-    return figure
+    framed = np.full(images.shape[:2], GRAY) if right is None else np.where(right, GREEN, RED)
+    cells = [
+        [(query, GRAY), None, *zip(near, colours, strict=True)]
+        for query, near, colours in zip(queries, images, framed, strict=True)
+    ]
+    return _mosaic(cells, 0.6)[0]
 
 
 def save(figure: Any, folder: Path, name: str) -> str:
@@ -307,13 +294,38 @@ def _legend(figure: Any, title: str | None = None, ncols: int = 3) -> None:
     legend.get_title().set_color(INK)
 
 
-def _image(axis: Any, image: np.ndarray, colour: str) -> None:
-    axis.imshow(image if image.shape[2] == 3 else image[:, :, 0], cmap="gray")
-    axis.set_axis_on()
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for spine in axis.spines.values():
-        spine.set(color=colour, linewidth=2)
+def _pixels(image: np.ndarray) -> np.ndarray:
+    """(h, w, C) in [0, 1] -> (h, w, 3) uint8, gray unless C is 3."""
+    shown = image if image.shape[2] == 3 else image[:, :, :1]
+    return np.broadcast_to(np.round(255 * shown).astype(np.uint8), (*image.shape[:2], 3))
+
+
+_Cell: TypeAlias = tuple[np.ndarray, str] | None
+"""An image (h, w, 3) uint8 with the colour of its frame, or a gap."""
+
+
+def _mosaic(rows: Sequence[Sequence[_Cell]], inches: float) -> tuple[Any, Any, int]:
+    """Framed images of one size, all drawn as one: a figure, its axis, and the pixels from a cell to the next.
+
+    An axis for each would take ten times as long to lay out.
+    """
+    first = rows[0][0]
+    assert first is not None
+    height, width = first[0].shape[:2]
+    rim = max(1, width // 14)
+    down, step = height + 3 * rim, width + 3 * rim
+    mosaic = np.full((len(rows) * down, len(rows[0]) * step, 3), 255, np.uint8)
+    for i, row in enumerate(rows):
+        for j, cell in enumerate(row):
+            if cell is not None:
+                image, colour = cell
+                framed = mosaic[i * down : (i + 1) * down - rim, j * step : (j + 1) * step - rim]
+                framed[:] = [int(colour[c : c + 2], 16) for c in (1, 3, 5)]
+                framed[rim:-rim, rim:-rim] = image
+    figure, ((axis,),) = _figure(1, 1, (inches * len(rows[0]), inches * len(rows)))
+    axis.imshow(mosaic, interpolation="nearest")
+    axis.set_axis_off()
+    return figure, axis, step
 
 
 def _chart(
