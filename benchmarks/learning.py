@@ -34,7 +34,7 @@ import la_core
 from la_core import Settings, evaluate
 from la_core.backends.torch import SmallCNN, TorchEncoder, initialise, make_optimizer
 from la_core.data import load
-from la_core.presets import small
+from la_core.presets import WHITEN, small
 
 HERE = Path(__file__).parent
 RESULTS, TABLE, PICTURE = HERE / "learning.json", HERE / "learning.txt", HERE.parent / "docs" / "ablation.png"
@@ -68,17 +68,19 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
     one = replace(plain, epochs=passes, warmup_epochs=passes, temperature=0.1)
     two = replace(plain, epochs=passes // 2, warmup_epochs=0, views=2, batch_size=ours.batch_size)
     faster = replace(two, learning_rate=ours.learning_rate)
-    standard = {"dim": DIM, "standardise": True}
+    standard, whitened = ({"dim": DIM, "whiten": size} for size in (1, WHITEN))
     warm_up = passes // 2 * ours.warmup_epochs // ours.epochs
     return {
         "raw pixels": Method(raw=True),
         "untrained": Method(),
         "Instance Discrimination": Method(one),
         "the same, standardised": Method(one, head=standard),
+        "the same, whitened": Method(one, head=whitened),
         "Local Aggregation as published": Method(replace(one, warmup_epochs=passes // 2)),
-        "Local Aggregation, small": Method(replace(ours, epochs=passes // 2, warmup_epochs=warm_up), head=standard),
+        "Local Aggregation, small": Method(replace(ours, epochs=passes // 2, warmup_epochs=warm_up), head=whitened),
         "SimCLR": Method(two, {"name": "simclr", "temperature": 0.1}),
         "SimCLR, standardised": Method(faster, {"name": "simclr", "temperature": 0.1}, standard),
+        "SimCLR, whitened": Method(faster, {"name": "simclr", "temperature": 0.1}, whitened),
         "VICReg": Method(two, {"name": "vicreg"}, {"dim": 256, "projection": 256}),
     }
 

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 import la_core
-from la_core import ImageView, LaCoreError, export
+from la_core import ImageView, LaCoreError, check, export
 from la_core.backends.torch import TorchBackend, TorchEncoder, network
 from la_core.data import ImageFolder, Samples, Workers
 from la_core.errors import BackendError, DataError, KindError
@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a table. Returns the exit status."""
     options = parser().parse_args(argv)
     try:
+        if options.out and not Path(options.out).parent.is_dir():
+            raise DataError(f"--out {options.out} cannot be written: there is no folder {Path(options.out).parent}")
         probes = run(options)
     except LaCoreError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -75,6 +77,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> LayerProbes:
     """What the options ask for."""
+    backend = TorchBackend(options.device)
     name, encoder = load_encoder(Path(options.weights), options.size, options.device)
     layers = options.layers or (PROBES[name].layers if name in PROBES else None)
     if layers is None:
@@ -85,13 +88,14 @@ def run(options: argparse.Namespace) -> LayerProbes:
     sgd = None
     if options.sgd:
         sgd = replace(PROBES[name].sgd if name in PROBES else ProbeSGD(), batch_size=options.batch_size)
-        if options.epochs:
+        if options.epochs is not None:
+            check.count("--epochs", options.epochs)
             stretch = options.epochs / sgd.epochs
             sgd = replace(sgd, epochs=options.epochs, drops=tuple(stretch * drop for drop in sgd.drops))
     with Workers(options.workers, train, test) as workers:
         return probe_layers(
             encoder,
-            TorchBackend(options.device),
+            backend,
             train,
             test,
             ImageView(size=options.size) if options.augment else crop,
@@ -148,7 +152,10 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
         if not file.is_file():
             raise DataError(f"{path} is no run folder: it has no encoder.npz")
         with np.load(file, allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays.files}
+            weights = {key: arrays[key] for key in arrays.files}
+        if any(key.startswith("parameters.") for key in weights):
+            raise KindError(f"{path} is a run on JAX: give a file that la_core.export.save made of its encoder")
+        return weights
     try:
         from safetensors.numpy import load_file
     except ModuleNotFoundError:
@@ -186,11 +193,24 @@ def describe(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     if head:
         found["dim"] = head[-1].shape[0]
         found["projection"] = head[0].shape[0] if len(head) > 1 else None
+        found["whiten"] = whitened(weights)
     if name.startswith("ResNet"):
         found |= {"stem": "small" if first.shape[2] == 3 else "imagenet", "preactivation": "bn5.weight" in weights}
     if name == "SmallCNN":
         found["blocks"] = len(kernels)
     return name, found
+
+
+def whitened(weights: Mapping[str, np.ndarray]) -> int:
+    """Coordinates that the head whitens together: it has running statistics, and no scale and shift beside them."""
+    for key, x in weights.items():
+        owner, _, last = key.rpartition(".")
+        if key.startswith(export.HEADS) and f"{owner}.weight" not in weights:
+            if last == "running_covariance":
+                return int(x.shape[-1])
+            if last == "running_var":
+                return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from la_core.backends.jax import (
     nnx_encoder,
 )
 from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
+from la_core.presets import WHITEN
 from la_core.protocol import Backend
 from la_core.settings import Settings
 
@@ -31,7 +32,7 @@ DIM = 64
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
     """Four convolutions."""
-    return encoder(SmallCNN(shape[0], DIM, width=16, standardise=True, rngs=nnx.Rngs(0)), backend, settings)
+    return encoder(SmallCNN(shape[0], DIM, width=16, whiten=WHITEN, rngs=nnx.Rngs(0)), backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:

@@ -21,6 +21,7 @@ from la_core.backends.torch import (
     network,
 )
 from la_core.digits import GENTLE_SETTINGS, GENTLE_VIEW
+from la_core.presets import WHITEN
 from la_core.protocol import Backend
 from la_core.settings import Settings
 
@@ -29,7 +30,7 @@ DIM = 64
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:
     """Four convolutions."""
-    return encoder(SmallCNN(shape[0], DIM, width=16, standardise=True), backend, settings)
+    return encoder(SmallCNN(shape[0], DIM, width=16, whiten=WHITEN), backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> TorchEncoder:

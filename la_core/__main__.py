@@ -59,10 +59,14 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _count(word: str) -> int:
     """A whole number, which may be written as 1e9."""
-    number = float(word)
-    if number != int(number):
-        raise ValueError
-    return int(number)
+    try:
+        number = float(word)
+        whole = int(number)
+    except (ValueError, OverflowError):
+        number, whole = 0.5, 0
+    if number != whole:
+        raise argparse.ArgumentTypeError(f"must be a whole number, such as 1281167 or 1e9; got {word!r}")
+    return whole
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -70,7 +70,7 @@ class RunFolder:
         except OSError as error:
             raise RunFolderError(f"the run folder {self.path} cannot be made: {error}") from error
         if resume == "never":
-            self._refuse_what_it_holds("name another one, or go on with its run by resume='auto'")
+            self._refuse_what_it_holds("name another one, or go on with its run by resume='auto' (--resume)")
         if not os.access(self.path, os.W_OK):
             raise RunFolderError(f"the run folder {self.path} cannot be written")
         self._lock = lock.Lock(self.path)

@@ -18,12 +18,13 @@ from typing import Any
 
 import numpy as np
 
-from la_core import digits, evaluate
+from la_core import check, digits, evaluate
 from la_core.bank import unit
 from la_core.comm import Team
 from la_core.data import ImageFolder, Samples, load, load_npz, samples
 from la_core.dryrun import Cost, plan
 from la_core.errors import DataError, LaCoreError, SettingsError, Terminated
+from la_core.folder import CHECKPOINTS
 from la_core.layout import LAYOUTS
 from la_core.neighbours import nearest
 from la_core.presets import preset, presets, small
@@ -83,16 +84,26 @@ def main(
             _Job(framework, encoders[options.encoder], options, networks).run()
     except LaCoreError as error:
         broken = options.data and not options.skip_broken and "cannot be read" in str(error)
-        hint = " (--skip-broken leaves such files out)" if broken else ""
+        hint = " (--skip-broken leaves such files out)" if broken and Path(options.data).is_dir() else ""
         print(f"error: {error}{hint}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"interrupted; what was learnt so far is in {options.out}", file=sys.stderr)
+        print(f"interrupted; {_left(options)}", file=sys.stderr)
         return 130
     except Terminated:
-        print(f"terminated; the same command goes on with --resume --out {options.out}", file=sys.stderr)
+        print(f"terminated; {_left(options)}", file=sys.stderr)
         return 143
     return 0
+
+
+def _left(options: argparse.Namespace) -> str:
+    """What a run that ends early leaves, in words."""
+    folder = None if options.out is None else Path(options.out)
+    if folder is None or not (folder / "encoder.npz").exists():
+        return "nothing had been learnt yet"
+    if not any((folder / CHECKPOINTS).glob("epoch-*")):
+        return f"what was learnt so far is in {folder}, without a checkpoint to go on from"
+    return f"what was learnt so far is in {folder}; the same command goes on with --resume --out {folder}"
 
 
 def keep_freed_memory() -> None:
@@ -159,11 +170,12 @@ def _parser(
 def _dry_run(options: argparse.Namespace, networks: Networks) -> None:
     if options.preset is None:
         raise SettingsError("--dry-run needs a --preset")
-    n = options.samples or IMAGENET
+    n = IMAGENET if options.samples is None else check.count("--samples", options.samples)
     if options.data:
         n = len(_own(options)[0])
     recipe = preset(options.preset, n)
-    side = options.size or recipe.view.size
+    view = recipe.view if options.size is None else replace(recipe.view, size=options.size)
+    side = view.size
     print(f"{options.preset}: {recipe.description}\n")
     print(
         plan(

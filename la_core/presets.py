@@ -57,13 +57,17 @@ def chosen(what: str, name: str, among: Mapping[str, T]) -> T:
     return among[name]
 
 
+WHITEN = 16
+"""Coordinates of an embedding that are whitened together in networks for :func:`small`."""
+
+
 def small(n: int) -> Settings:
     """Settings for small and middle data, of ``n`` samples: two views, and clusters and a background that grow with it.
 
     The warm-up compares views within a batch: at a few thousand samples the rows of a bank are too old, as measured in
     steps, for an encoder that changes fast. Half of the loss stays so afterwards, and a majority of the clusterings
-    decides, since clusters of an encoder that has seen little data are often wrong. Meant for a network with batch norm
-    on the embedding, ``standardise=True``. Found by ``benchmarks/learning.py``.
+    decides, since clusters of an encoder that has seen little data are often wrong. Meant for a network whose embedding
+    is whitened, ``whiten=WHITEN``. Found by ``benchmarks/learning.py``.
     """
     return Settings(
         epochs=80,
@@ -143,7 +147,7 @@ presets: dict[str, Callable[[int], Preset]] = {
         description="A small CNN for up to some tens of thousands of images of about 64 pixels, two views of each.",
         settings=small(n),
         network="SmallCNN",
-        options={"channels": 3, "standardise": True},
+        options={"channels": 3, "whiten": WHITEN},
         view=ImageView(size=64),
     ),
 }

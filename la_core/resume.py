@@ -259,9 +259,14 @@ def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
 def _check_place(found: Checkpoint, n: int, settings: Settings) -> None:
     """Place, step and history say the same, and are of a run that has these samples."""
     place = found.place
-    steps = [-(-n // settings.batch(epoch)) for epoch in range(min(place.epoch, settings.epochs) + 1)]
+    if place.epoch > settings.epochs:
+        raise CheckpointError(
+            f"the run has {place.epoch} epochs already, more than the {settings.epochs} that are asked for: "
+            f"ask for {place.epoch} or more"
+        )
+    steps = [-(-n // settings.batch(epoch)) for epoch in range(place.epoch + 1)]
     fits = (
-        len(found.history) == place.epoch <= settings.epochs
+        len(found.history) == place.epoch
         and type(found.facts.get("step")) is int
         and place.number <= steps[-1]
         and found.facts.get("step") == sum(steps[:-1]) + place.number

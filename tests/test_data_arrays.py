@@ -111,6 +111,7 @@ def test_npy_is_mapped(tmp_path):
     [
         ("an object array", saved(np.array([[{}]])), "pickle"),
         ("a pickle", pickle.dumps([1]), "pickle"),
+        ("text", b"text", "does not begin as such a file does"),
         ("nothing", b"", "cannot be read"),
         ("half an array", saved(np.zeros((100, 10)))[:500], "cannot be read"),
         ("no rows", saved(np.zeros((0, 3))), "nothing to embed"),

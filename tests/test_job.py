@@ -95,6 +95,52 @@ def test_errors_are_one_line(tmp_path, capsys):
     assert capsys.readouterr().err == "error: size must be an integer of at least 1; got 0\n"
     assert call("--device", "cuda") == 2
     assert "'cpu' only" in capsys.readouterr().err
+    (tmp_path / "text.npz").write_bytes(b"text")
+    for path, said in (("text.npz", "it does not begin as such a file does"), ("none.npz", "No such file")):
+        assert call("--data", tmp_path / path, "--out", tmp_path / "run") == 2
+        err = capsys.readouterr().err
+        assert said in err
+        assert "--skip-broken" not in err  # of files in a folder alone
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (("--samples", "0"), "--samples must be"),
+        (("--samples", "-5"), "--samples must be"),
+        (("--size", "0"), "size must be an integer of at least 1"),
+        (("--size", "4"), "of 8 pixels a side or more"),
+    ],
+)
+def test_a_dry_run_of_what_cannot_be_is_one_line(asked, said, capsys):
+    cost, network = (getattr(pytest.importorskip("la_core.backends.torch"), name) for name in ("cost", "network"))
+    networks = job.Networks(network, lambda *made: None, cost)
+    given = ["--preset", "small", "--dry-run", *asked]
+    assert job.main("torch", {"mlp": job.Recipe(lambda *made: None)}, given, networks) == 2
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("left", "said"),
+    [
+        ((), "nothing had been learnt yet"),
+        (("encoder.npz",), "without a checkpoint to go on from"),
+        (("encoder.npz", "checkpoints/epoch-00001-step-000000"), "the same command goes on with --resume --out"),
+    ],
+)
+@pytest.mark.parametrize(("end", "status"), [(KeyboardInterrupt(), 130), (Terminated("asked"), 143)])
+def test_a_run_that_ends_early_says_what_it_leaves(end, status, left, said, tmp_path, monkeypatch, capsys):
+    def ended(*args, folder, **options):
+        for name in left:
+            (folder / name).mkdir(parents=True)
+        raise end
+
+    monkeypatch.setattr(job, "train", ended)
+    np.savez(tmp_path / "x.npz", images=np.zeros((12, 8, 8), np.uint8))
+    assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "run") == status
+    assert said in capsys.readouterr().err
 
 
 def test_help_explains_every_option(capsys):
@@ -171,7 +217,6 @@ def test_resume_needs_its_folder_and_sigterm_is_143(tmp_path, monkeypatch, capsy
     monkeypatch.setattr(job, "train", asked)
     np.savez(tmp_path / "x.npz", images=np.zeros((12, 8, 8), np.uint8))
     assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "run") == 143
-    assert "--resume --out" in capsys.readouterr().err
     assert call("--data", tmp_path / "x.npz", "--out", tmp_path / "none", "--resume", "must") == 143
     monkeypatch.undo()
     assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "none", "--resume", "must") == 2

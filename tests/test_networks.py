@@ -23,8 +23,8 @@ from la_core.errors import KindError, RangeError, ShapeError
 SHALLOW = (1, 1)  # a block as it is, and one at half the size
 SMALL_RESNET = {"dim": 8, "width": 4, "stem": "small"}
 TWINS = {
-    "cnn": ("SmallCNN", {"channels": 3, "dim": 8, "width": 4, "standardise": True}, 17),
-    "perceptron": ("Perceptron", {"sizes": (48, 16, 12, 8), "projection": 12}, 4),
+    "cnn": ("SmallCNN", {"channels": 3, "dim": 8, "width": 4, "whiten": 4}, 17),
+    "perceptron": ("Perceptron", {"sizes": (48, 16, 12, 8), "projection": 12, "whiten": 1}, 4),
     "resnet18": ("ResNet18", {"dim": 8, "width": 4}, 33),
     "resnet50": ("ResNet50", SMALL_RESNET | {"preactivation": True, "momentum": 0.003, "projection": 12}, 9),
     "alexnet": ("AlexNet", {"dim": 8, "width": 2, "size": 99}, 99),
@@ -431,6 +431,13 @@ def test_bad_networks_are_refused_in_plain_words():
         mine.apply(torch.zeros(2, 3, 64, 64, dtype=torch.float64))
     with pytest.raises(ShapeError, match=r"\(B, C, 32, 32\)"):
         theirs.apply(jnp.zeros((2, 3, 64, 64)))
+    for package, extra in ((on_torch, {}), (on_jax, {"rngs": nnx.Rngs(0)})):
+        small = package.SmallCNN(1, 8, 2, **extra)
+        made = torch.from_numpy if package is on_torch else jnp.asarray
+        assert small(made(np.zeros((2, 1, 8, 9), np.float32))).shape == (2, 8)
+        for shape in ((2, 1, 7, 9), (2, 8, 8)):
+            with pytest.raises(ShapeError, match="8 pixels a side or more"):
+                small(made(np.zeros(shape, np.float32)))
     (mine, _), (theirs, _) = encoders("torchvision-alexnet")
     with pytest.raises(ShapeError, match="at least 63 pixels"):
         mine.apply(torch.zeros(2, 3, 63, 62, dtype=torch.float64))

@@ -128,6 +128,13 @@ def test_the_command_shows_the_arithmetic(capsys):
     assert "devices must be between 1 and 100" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("word", ["inf", "nan", "1.5", "many"])
+def test_a_number_of_samples_that_is_none_is_refused_in_words(word, capsys):
+    with pytest.raises(SystemExit):
+        main(["plan", word])
+    assert f"must be a whole number, such as 1281167 or 1e9; got {word!r}" in capsys.readouterr().err
+
+
 def test_it_measures_where_no_rate_is_given(capsys):
     assert main(["plan", "1000", "--dim", "8", "--batch", "2", "--devices", "1"]) == 0
     assert "measured here on numpy" in capsys.readouterr().out

@@ -141,6 +141,8 @@ def test_a_finished_run_is_given_back_and_nothing_is_learnt(tmp_path):
         more = go("numpy", tmp_path, settings=longer)
     assert len(more.history) == 7
     assert runs.lines(more.history[:5]) == runs.lines(first.history)
+    with pytest.raises(CheckpointError, match="the run has 7 epochs already, more than the 2 that are asked for"):
+        go("numpy", tmp_path, settings=replace(PLAIN, epochs=2))
 
 
 # Killed -------------------------------------------------------------------------------------------------------------

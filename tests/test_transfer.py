@@ -460,6 +460,9 @@ def test_the_example_prints_a_table_of_a_run_and_of_a_file(example, images, tmp_
         ("TorchvisionAlexNet", {"width": 1, "dim": 5, "projection": 7}),
         ("TorchvisionVGG16", {"width": 1, "dim": 5}),
         ("SmallCNN", {"width": 2, "dim": 5, "blocks": 3, "channels": 2}),
+        ("SmallCNN", {"width": 2, "dim": 6, "whiten": 3}),
+        ("ResNet18", {"width": 2, "dim": 6, "whiten": 1, "projection": 7}),
+        ("TorchvisionAlexNet", {"width": 1, "dim": 6, "whiten": 2}),
     ],
 )
 def test_the_example_knows_a_network_by_its_weights(example, name, options):
@@ -503,6 +506,11 @@ def test_errors_of_the_example_are_one_line(example, images, tmp_path, capsys, m
     assert "at least two subfolders" in said(tmp_path, "--data", images / "along", *layer)
     assert "at most resize" in said(tmp_path, "--data", images, "--layers", "body.3", "--size", 300)
     assert "names must name submodules" in said(tmp_path, "--data", images, *layer[2:], "--layers", "body.77")
+    assert "there is no folder" in said(tmp_path, "--data", images, *layer, "--out", tmp_path / "none" / "table.json")
+    assert "PyTorch cannot use device" in said(tmp_path, "--data", images, *layer, "--device", "cuda:77")
+    assert "--epochs must be" in said(tmp_path, "--data", images, *layer, "--sgd", "--epochs", 0)
+    np.savez(tmp_path / "encoder.npz", **{"parameters.x": np.zeros(3)})
+    assert "is a run on JAX" in said(tmp_path, "--data", images)
     np.savez(tmp_path / "encoder.npz", **{**weights, "more": np.zeros(2)})
     assert "not those of a SmallCNN" in said(tmp_path, "--data", images, *layer)
     monkeypatch.setitem(sys.modules, "safetensors.numpy", None)

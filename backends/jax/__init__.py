@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         SmallCNN,
         TorchvisionAlexNet,
         TorchvisionVGG16,
+        Whiten,
         network,
     )
 
@@ -41,6 +42,7 @@ __all__ = [
     "SmallCNN",
     "TorchvisionAlexNet",
     "TorchvisionVGG16",
+    "Whiten",
     "cost",
     "decayed",
     "initialise",
@@ -57,7 +59,7 @@ __all__ = [
 _LATER = dict.fromkeys(("JaxEncoder", "NnxEncoder", "decayed", "make_optimizer", "nnx_encoder"), "encoder")
 _LATER |= dict.fromkeys(("initialise", "load_torch_weights", "torch_weights"), "exchange")
 _LATER |= dict.fromkeys(("AlexNet", "Perceptron", "ResNet18", "ResNet50", "SmallCNN", "VGG16", "network"), "networks")
-_LATER |= dict.fromkeys(("TorchvisionAlexNet", "TorchvisionVGG16"), "networks")
+_LATER |= dict.fromkeys(("TorchvisionAlexNet", "TorchvisionVGG16", "Whiten"), "networks")
 _LATER["cost"] = "costs"
 
 

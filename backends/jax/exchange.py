@@ -15,7 +15,14 @@ from flax import nnx
 from la_core.errors import KindError, ShapeError
 from la_core.initial import draws
 
-_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+_NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+    "covariance": "running_covariance",
+}
 
 
 def torch_weights(module: nnx.Module) -> dict[str, np.ndarray]:

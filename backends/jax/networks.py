@@ -18,7 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import Array
 
-from la_core import check
+from la_core import check, whitening
 from la_core.errors import RangeError, ShapeError
 from la_core.presets import chosen
 
@@ -39,6 +39,29 @@ class BatchNorm(nnx.BatchNorm):
             n = x.size // x.shape[-1]
             self.var[...] = kept + (self.var[...] - kept) * (n / max(n - 1, 1))
         return y
+
+
+class Whiten(nnx.Module):
+    """Embeddings whitened in groups of coordinates: over the batch in training, by running statistics in evaluation.
+
+    ``momentum`` is the weight of a batch. See :mod:`la_core.whitening`.
+    """
+
+    def __init__(self, dim: int, size: int, momentum: float = 0.1) -> None:
+        self.momentum, self.use_running_average = momentum, False
+        self.mean = nnx.BatchStat(jnp.zeros(dim))
+        self.covariance = nnx.BatchStat(jnp.tile(jnp.eye(size), (whitening.groups(dim, size), 1, 1)))
+
+    def __call__(self, x: Array) -> Array:
+        """(B, D) -> (B, D)."""
+        mean, covariance = self.mean[...], self.covariance[...]
+        x = x.astype(mean.dtype)
+        if not self.use_running_average:
+            mean, covariance = whitening.moments(x, covariance.shape[-1])
+            for kept, new in ((self.mean, mean), (self.covariance, covariance)):
+                kept[...] = jax.lax.stop_gradient(kept[...] + self.momentum * (new - kept[...]))
+        whitened: Array = whitening.whitened(x, mean, covariance)
+        return whitened
 
 
 def _norm(rngs: nnx.Rngs, momentum: float = 0.1) -> Callable[..., BatchNorm]:
@@ -85,13 +108,13 @@ def _conv(
     )
 
 
-def _head(features: int, dim: int, projection: int | None, standardise: bool, rngs: nnx.Rngs) -> Layer:
-    last = _linear(features if projection is None else projection, dim, rngs, use_bias=not standardise)
+def _head(features: int, dim: int, projection: int | None, whiten: int, rngs: nnx.Rngs) -> Layer:
+    last = _linear(features if projection is None else projection, dim, rngs, use_bias=not whiten)
     layers: list[Layer] = [last]
     if projection is not None:
         layers = [_linear(features, projection, rngs, use_bias=False), _norm(rngs)(projection), nnx.relu, last]
-    if standardise:
-        layers.append(_norm(rngs)(dim, use_bias=False, use_scale=False))
+    if whiten:
+        layers.append(_norm(rngs)(dim, use_bias=False, use_scale=False) if whiten == 1 else Whiten(dim, whiten))
     return layers[0] if len(layers) == 1 else nnx.Sequential(*layers)
 
 
@@ -140,6 +163,11 @@ def _check_size(x: Array, size: int) -> None:
         raise ShapeError(f"this network was made for images (B, C, {size}, {size}); got {x.shape}")
 
 
+def _check_least(x: Array, size: int) -> None:
+    if x.ndim != 4 or min(x.shape[2:]) < size:
+        raise ShapeError(f"this network takes images (B, C, H, W) of {size} pixels a side or more; got {x.shape}")
+
+
 class SmallCNN(nnx.Module):
     """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean.
 
@@ -156,7 +184,7 @@ class SmallCNN(nnx.Module):
         blocks: int = 4,
         *,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         body: list[Layer] = []
@@ -166,10 +194,12 @@ class SmallCNN(nnx.Module):
             body.append(_halved if block < blocks - 1 else _mean)
             channels = out
         self.body = nnx.Sequential(*body)
-        self.head = _head(channels, dim, projection, standardise, rngs)
+        self.least = 2 ** (blocks - 1)
+        self.head = _head(channels, dim, projection, whiten, rngs)
 
     def features(self, x: Array) -> Array:
         """(B, C, H, W) -> (B, width * 2 ** (blocks - 1))."""
+        _check_least(x, self.least)
         features: Array = self.body(jnp.moveaxis(x, 1, -1))
         return features
 
@@ -183,14 +213,12 @@ class Perceptron(nnx.Module):
 
     initial: ClassVar[str] = "uniform"
 
-    def __init__(
-        self, sizes: Sequence[int], *, projection: int | None = None, standardise: bool = False, rngs: nnx.Rngs
-    ) -> None:
+    def __init__(self, sizes: Sequence[int], *, projection: int | None = None, whiten: int = 0, rngs: nnx.Rngs) -> None:
         body: list[Layer] = []
         for rows, columns in pairwise(sizes[:-1]):
             body += [_linear(rows, columns, rngs, use_bias=False), _norm(rngs)(columns), nnx.relu]
         self.body = nnx.Sequential(*body)
-        self.head = _head(sizes[-2], sizes[-1], projection, standardise, rngs)
+        self.head = _head(sizes[-2], sizes[-1], projection, whiten, rngs)
 
     def features(self, x: Array) -> Array:
         """(B, ...) -> (B, sizes[-2])."""
@@ -268,7 +296,7 @@ class ResNet(nnx.Module):
         preactivation: bool = False,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         check.choice("stem", stem, ("imagenet", "small"))
@@ -287,7 +315,7 @@ class ResNet(nnx.Module):
                 inside = 4 * inner if self.bottleneck else inner
             setattr(self, f"layer{stage + 1}", nnx.Sequential(*parts))
         self.bn5 = norm(inside) if preactivation else _same
-        self.fc = _head(inside, dim, projection, standardise, rngs)
+        self.fc = _head(inside, dim, projection, whiten, rngs)
         self.preactivation = preactivation
 
     @property
@@ -339,7 +367,7 @@ class AlexNet(nnx.Module):
         size: int = 224,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         self.size = size
@@ -354,7 +382,7 @@ class AlexNet(nnx.Module):
             raise RangeError(f"size must be at least 67 pixels for an AlexNet; got {size}")
         self.fc6 = _dense(channels * side**2, 64 * width, momentum, rngs)
         self.fc7 = _dense(64 * width, 64 * width, momentum, rngs)
-        self.head = _head(64 * width, dim, projection, standardise, rngs)
+        self.head = _head(64 * width, dim, projection, whiten, rngs)
 
     def features(self, x: Array) -> Array:
         """(B, C, size, size) -> (B, 64 * width)."""
@@ -391,7 +419,7 @@ class VGG16(nnx.Module):
         size: int = 224,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         self.size = size
@@ -406,7 +434,7 @@ class VGG16(nnx.Module):
                 channels = out * width
         self.fc6 = _dense(channels * (size // 32) ** 2, 64 * width, momentum, rngs)
         self.fc7 = _dense(64 * width, 64 * width, momentum, rngs)
-        self.head = _head(64 * width, dim, projection, standardise, rngs)
+        self.head = _head(64 * width, dim, projection, whiten, rngs)
 
     def features(self, x: Array) -> Array:
         """(B, C, size, size) -> (B, 64 * width)."""
@@ -482,7 +510,7 @@ class TorchvisionAlexNet(_Torchvision):
         width: int = 64,
         *,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         layers: list[Layer] = []
@@ -492,7 +520,7 @@ class TorchvisionAlexNet(_Torchvision):
             channels = out * width
             if i in (1, 2, 5):
                 layers.append(_pooled)
-        super().__init__(layers, channels, 6, 64 * width, _head(64 * width, dim, projection, standardise, rngs), rngs)
+        super().__init__(layers, channels, 6, 64 * width, _head(64 * width, dim, projection, whiten, rngs), rngs)
 
     def _dense(self, first: Layer, second: Layer) -> list[Layer]:
         return [_same, first, nnx.relu, _same, second, nnx.relu]
@@ -516,7 +544,7 @@ class TorchvisionVGG16(_Torchvision):
         *,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
         layers: list[Layer] = []
@@ -526,7 +554,7 @@ class TorchvisionVGG16(_Torchvision):
                 layers += [conv, _norm(rngs, momentum)(out * width), nnx.relu]
                 channels = out * width
             layers.append(_halved)
-        super().__init__(layers, channels, 7, 64 * width, _head(64 * width, dim, projection, standardise, rngs), rngs)
+        super().__init__(layers, channels, 7, 64 * width, _head(64 * width, dim, projection, whiten, rngs), rngs)
 
     def _dense(self, first: Layer, second: Layer) -> list[Layer]:
         return [first, nnx.relu, _same, second, nnx.relu, _same]

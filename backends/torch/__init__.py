@@ -19,6 +19,7 @@ from la_core.backends.torch.networks import (
     SmallCNN,
     TorchvisionAlexNet,
     TorchvisionVGG16,
+    Whiten,
     initialise,
     network,
 )
@@ -36,6 +37,7 @@ __all__ = [
     "TorchEncoder",
     "TorchvisionAlexNet",
     "TorchvisionVGG16",
+    "Whiten",
     "cost",
     "initialise",
     "kernels",

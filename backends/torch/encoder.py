@@ -165,13 +165,12 @@ class TorchEncoder:
     def sum_gradients(self, all_sum: Callable[[Tensor], Tensor]) -> None:
         """The gradients of the last ``back``, added up over all processes, in one vector.
 
-        A batch norm normalises the rows of its own process; its running statistics become the mean over all.
+        A batch norm normalises the rows of its own process; running statistics become the mean over all.
         """
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         used = torch.tensor([float(p.grad is not None) for p in parameters], device=self.device)
-        norms = [m for m in self.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        running = [x for m in norms for x in (m.running_mean, m.running_var) if x is not None]
+        running = [x for name, x in self.module.named_buffers() if name.rpartition(".")[2].startswith("running_")]
         one = torch.ones(1, device=self.device)  # becomes the number of processes
         total = _split(all_sum(_flat([*grads, used, *running, one])), [*grads, used, *running, one])
         used, count = total[len(grads)], total[-1]

@@ -1,14 +1,16 @@
 """PyTorch networks: an image batch (B, C, H, W) or a feature batch (B, F) to embeddings (B, dim).
 
 Each has ``features(x)``, the backbone's output (B, F), and ``head``, which makes the embedding of it: one linear layer,
-as published, or with ``projection`` hidden units Linear, batch norm, ReLU, Linear. ``standardise`` adds batch norm
-without scale and shift, so that embeddings cannot all drift together. ``la_core.backends.jax`` has twins with the same
-names, so that weights move between them. ``initial`` is the rule by which :func:`initialise` draws.
+as published, or with ``projection`` hidden units Linear, batch norm, ReLU, Linear. ``whiten`` is how many coordinates
+of the embedding are whitened together (:class:`Whiten`), so that embeddings neither drift together nor spend several
+coordinates on one thing; 1 is batch norm without scale and shift, and 0 leaves it out. ``la_core.backends.jax`` has
+twins with the same names, so that weights move between them. ``initial`` is the rule by which :func:`initialise` draws.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
-from la_core import check
+from la_core import check, whitening
 from la_core.errors import RangeError, ShapeError
 from la_core.initial import draws
 from la_core.presets import chosen
@@ -29,14 +31,46 @@ def _conv(channels: int, out: int, size: int, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, out, size, stride, size // 2, bias=False)
 
 
-def _head(features: int, dim: int, projection: int | None, standardise: bool) -> nn.Module:
-    # Batch norm takes a bias away again; its gradient would be noise, which Adam magnifies.
-    last = nn.Linear(features if projection is None else projection, dim, bias=not standardise)
+class Whiten(nn.Module):
+    """Embeddings whitened in groups of coordinates: over the batch in training, by running statistics in evaluation.
+
+    In float32 at least, whatever autocast says. See :mod:`la_core.whitening`.
+    """
+
+    running_mean: Tensor
+    running_covariance: Tensor
+
+    def __init__(self, dim: int, size: int, momentum: float = 0.1) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_covariance", torch.eye(size).repeat(whitening.groups(dim, size), 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        kind = x.device.type
+        known = torch.amp.autocast_mode.is_autocast_available(kind)
+        with torch.autocast(kind, enabled=False) if known else nullcontext():
+            return self._whitened(x.to(self.running_mean.dtype))
+
+    def _whitened(self, x: Tensor) -> Tensor:
+        mean, covariance = self.running_mean, self.running_covariance
+        if self.training:
+            mean, covariance = whitening.moments(x, covariance.shape[-1])
+            self.running_mean.lerp_(mean.detach(), self.momentum)
+            self.running_covariance.lerp_(covariance.detach(), self.momentum)
+        rows: Tensor = whitening.whitened(x, mean, covariance)
+        return rows
+
+
+def _head(features: int, dim: int, projection: int | None, whiten: int) -> nn.Module:
+    # What takes the mean takes a bias away again; its gradient would be noise, which Adam magnifies.
+    last = nn.Linear(features if projection is None else projection, dim, bias=not whiten)
     layers: list[nn.Module] = [last]
     if projection is not None:
         layers = [nn.Linear(features, projection, bias=False), nn.BatchNorm1d(projection), nn.ReLU(), last]
-    if standardise:
-        layers.append(nn.BatchNorm1d(dim, affine=False))
+    if whiten:
+        layers.append(nn.BatchNorm1d(dim, affine=False) if whiten == 1 else Whiten(dim, whiten))
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
@@ -57,6 +91,13 @@ def _check_size(x: Tensor, size: int) -> None:
         raise ShapeError(f"this network was made for images (B, C, {size}, {size}); got {tuple(x.shape)}")
 
 
+def _check_least(x: Tensor, size: int) -> None:
+    if x.ndim != 4 or min(x.shape[2:]) < size:
+        raise ShapeError(
+            f"this network takes images (B, C, H, W) of {size} pixels a side or more; got {tuple(x.shape)}"
+        )
+
+
 class SmallCNN(nn.Module):
     """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean.
 
@@ -73,7 +114,7 @@ class SmallCNN(nn.Module):
         blocks: int = 4,
         *,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
     ) -> None:
         super().__init__()
         body: list[nn.Module] = []
@@ -83,11 +124,13 @@ class SmallCNN(nn.Module):
             body.append(nn.MaxPool2d(2) if block < blocks - 1 else nn.AdaptiveAvgPool2d(1))
             channels = out
         self.body = nn.Sequential(*body, nn.Flatten())
-        self.head = _head(channels, dim, projection, standardise)
+        self.least = 2 ** (blocks - 1)
+        self.head = _head(channels, dim, projection, whiten)
         _channels_last(self)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, width * 2 ** (blocks - 1))."""
+        _check_least(x, self.least)
         features: Tensor = self.body(x)
         return features
 
@@ -102,13 +145,13 @@ class Perceptron(nn.Module):
 
     initial: ClassVar[str] = "uniform"
 
-    def __init__(self, sizes: Sequence[int], *, projection: int | None = None, standardise: bool = False) -> None:
+    def __init__(self, sizes: Sequence[int], *, projection: int | None = None, whiten: int = 0) -> None:
         super().__init__()
         body: list[nn.Module] = []
         for rows, columns in pairwise(sizes[:-1]):
             body += [nn.Linear(rows, columns, bias=False), nn.BatchNorm1d(columns), nn.ReLU(inplace=True)]
         self.body = nn.Sequential(*body)
-        self.head = _head(sizes[-2], sizes[-1], projection, standardise)
+        self.head = _head(sizes[-2], sizes[-1], projection, whiten)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, sizes[-2])."""
@@ -178,8 +221,8 @@ class ResNet(nn.Module):
         Weight of a batch in the running statistics.
     projection
         Hidden units of a two-layer head.
-    standardise
-        Batch norm without scale and shift on the embedding.
+    whiten
+        Coordinates of the embedding that are whitened together; 1 is batch norm, 0 none.
     """
 
     initial: ClassVar[str] = "he"
@@ -198,7 +241,7 @@ class ResNet(nn.Module):
         preactivation: bool = False,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
     ) -> None:
         super().__init__()
         check.choice("stem", stem, ("imagenet", "small"))
@@ -219,7 +262,7 @@ class ResNet(nn.Module):
                 inside = 4 * inner if self.bottleneck else inner
             self.add_module(f"layer{stage + 1}", nn.Sequential(*parts))
         self.bn5 = norm(inside) if preactivation else nn.Identity()
-        self.fc = _head(inside, dim, projection, standardise)
+        self.fc = _head(inside, dim, projection, whiten)
         self.preactivation = preactivation
 
     @property
@@ -273,7 +316,7 @@ class AlexNet(nn.Module):
         size: int = 224,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
     ) -> None:
         super().__init__()
         self.size = size
@@ -289,7 +332,7 @@ class AlexNet(nn.Module):
             raise RangeError(f"size must be at least 67 pixels for an AlexNet; got {size}")
         self.fc6 = _dense(channels * side**2, 64 * width, momentum)
         self.fc7 = _dense(64 * width, 64 * width, momentum)
-        self.head = _head(64 * width, dim, projection, standardise)
+        self.head = _head(64 * width, dim, projection, whiten)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, size, size) -> (B, 64 * width)."""
@@ -326,7 +369,7 @@ class VGG16(nn.Module):
         size: int = 224,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
     ) -> None:
         super().__init__()
         self.size = size
@@ -341,7 +384,7 @@ class VGG16(nn.Module):
                 channels = out * width
         self.fc6 = _dense(channels * (size // 32) ** 2, 64 * width, momentum)
         self.fc7 = _dense(64 * width, 64 * width, momentum)
-        self.head = _head(64 * width, dim, projection, standardise)
+        self.head = _head(64 * width, dim, projection, whiten)
 
     def features(self, x: Tensor) -> Tensor:
         """(B, C, size, size) -> (B, 64 * width)."""
@@ -417,7 +460,7 @@ class TorchvisionAlexNet(_Torchvision):
         width: int = 64,
         *,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
     ) -> None:
         layers: list[nn.Module] = []
         for i, (out, size, stride, padding) in enumerate(
@@ -427,7 +470,7 @@ class TorchvisionAlexNet(_Torchvision):
             channels = out * width
             if i in (1, 2, 5):
                 layers.append(nn.MaxPool2d(3, 2))
-        super().__init__(layers, channels, 6, 64 * width, _head(64 * width, dim, projection, standardise))
+        super().__init__(layers, channels, 6, 64 * width, _head(64 * width, dim, projection, whiten))
 
     def _dense(self, first: nn.Linear, second: nn.Linear) -> list[nn.Module]:
         return [nn.Identity(), first, nn.ReLU(inplace=True), nn.Identity(), second, nn.ReLU(inplace=True)]
@@ -451,7 +494,7 @@ class TorchvisionVGG16(_Torchvision):
         *,
         momentum: float = 0.1,
         projection: int | None = None,
-        standardise: bool = False,
+        whiten: int = 0,
     ) -> None:
         layers: list[nn.Module] = []
         for out, depth in self.blocks:
@@ -460,7 +503,7 @@ class TorchvisionVGG16(_Torchvision):
                 layers += [nn.Conv2d(channels, out * width, 3, padding=1), norm, nn.ReLU(inplace=True)]
                 channels = out * width
             layers.append(nn.MaxPool2d(2))
-        super().__init__(layers, channels, 7, 64 * width, _head(64 * width, dim, projection, standardise))
+        super().__init__(layers, channels, 7, 64 * width, _head(64 * width, dim, projection, whiten))
 
     def _dense(self, first: nn.Linear, second: nn.Linear) -> list[nn.Module]:
         return [first, nn.ReLU(inplace=True), nn.Identity(), second, nn.ReLU(inplace=True), nn.Identity()]

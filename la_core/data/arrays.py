@@ -67,7 +67,7 @@ def load_npz(path: str | Path, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         try:
             found = {name: file[name] for name in names if name in file}
         except Exception as error:
-            raise DataError(f"{path} cannot be read as an .npz of arrays: {_reason(error)}") from error
+            raise DataError(f"{path} cannot be read as an .npz of arrays: {_reason(Path(path), error)}") from error
         if not found:
             held = ", ".join(file.files) or "nothing"
             raise DataError(f"{path} holds {held}, and none of {', '.join(map(repr, names))}")
@@ -80,13 +80,17 @@ def _load(path: str | Path, mmap_mode: Any) -> Any:
     try:
         return np.load(path, mmap_mode=mmap_mode, allow_pickle=False)
     except Exception as error:
-        raise DataError(f"{path} cannot be read as an {Path(path).suffix} of arrays: {_reason(error)}") from error
+        reason = _reason(Path(path), error)
+        raise DataError(f"{path} cannot be read as an {Path(path).suffix} of arrays: {reason}") from error
 
 
-def _reason(error: Exception) -> str:
-    if any(word in str(error) for word in ("pickle", "Object arrays", "Python objects")):
-        return "it holds Python objects (a pickle), which are never loaded: save plain numbers"
-    return str(error)
+def _reason(path: Path, error: Exception) -> str:
+    if not any(word in str(error) for word in ("pickle", "Object arrays", "Python objects")):
+        return str(error)
+    with path.open("rb") as file:
+        if not file.read(6).startswith((b"\x93NUMPY", b"PK")):  # what is not NumPy's is taken for a pickle
+            return "it does not begin as such a file does; it is damaged, or another kind (a pickle is never loaded)"
+    return "it holds Python objects (a pickle), which are never loaded: save plain numbers"
 
 
 class MappedArray:
