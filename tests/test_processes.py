@@ -22,7 +22,7 @@ from test_not_finite import Faulty
 from torch import nn
 
 from la_core import Callback, clusters, comm, evaluate, kernels, shards
-from la_core.backends.torch import TorchEncoder, make_optimizer
+from la_core.backends.torch import TorchEncoder, Whiten, make_optimizer
 from la_core.backends.torch.comm import TorchComm
 from la_core.backends.torch.comm import comm as torch_comm
 from la_core.checkpoint import Checkpoints
@@ -128,14 +128,14 @@ class Net(nn.Module):
     def __init__(self, norm):
         super().__init__()
         layers = (nn.Linear(10, 16), *([nn.BatchNorm1d(16)] if norm else []), nn.ReLU(), nn.Linear(16, 8))
-        self.unused, self.layers = nn.Linear(3, 3), nn.Sequential(*layers)
+        self.unused, self.layers = nn.Linear(3, 3), nn.Sequential(*layers, *([Whiten(8, 4)] if norm else []))
 
     def forward(self, x):
         return self.layers(x)
 
 
 def module_encoder(backend, settings, norm=False):
-    """A module; with batch norm each process normalises its own rows."""
+    """A module; with batch norm and whitening each process normalises its own rows."""
     module = Net(norm)
     return TorchEncoder(module, make_optimizer(module, settings))
 
@@ -152,18 +152,18 @@ def test_a_module_is_trained_as_by_one_process(warm):
     warm("law_a_module_is_trained_as_by_one_process")
 
 
-def law_batch_norm_keeps_one_set_of_statistics():
+def law_normalisation_keeps_one_set_of_statistics():
     def work(rank, tell):
         run, _ = go(FLOAT32, make=lambda *args: module_encoder(*args, norm=True))
         tell({name: x.tolist() for name, x in run.encoder.weights().items()})
 
     told = of(team(3, work))
     assert told[0] == told[1] == told[2]
-    return told[0]["layers.1.running_mean"]
+    return told[0]["layers.1.running_mean"], told[0]["layers.4.running_mean"]
 
 
-def test_batch_norm_keeps_one_set_of_statistics(warm):
-    assert any(warm("law_batch_norm_keeps_one_set_of_statistics"))
+def test_normalisation_keeps_one_set_of_statistics(warm):
+    assert all(map(np.any, warm("law_normalisation_keeps_one_set_of_statistics")))
 
 
 def law_a_step_that_is_not_finite_is_skipped_by_all(place, layout):
