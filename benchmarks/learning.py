@@ -86,8 +86,8 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
 
 
 def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Method]]:
-    """The small preset with one setting changed: by setting, then by value."""
-    method = methods(n, passes)["Local Aggregation, small"]
+    """The small preset, but with batch norm on the embedding, with one setting changed: by setting, then by value."""
+    method = replace(methods(n, passes)["Local Aggregation, small"], head={"dim": DIM, "whiten": 1})
     base = method.settings
     assert base is not None
     every: dict[str, tuple[Any, ...]] = {
@@ -109,7 +109,8 @@ def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Method]]:
         warmup_epochs=2 * base.warmup_epochs,
     )
     changed |= {"views": {"1": one, "2": base}, "warmup": {"exact": replace(base, warmup="exact"), "batch": base}}
-    return {name: {v: replace(method, settings=s) for v, s in values.items()} for name, values in changed.items()}
+    made = {name: {v: replace(method, settings=s) for v, s in values.items()} for name, values in changed.items()}
+    return made | {"whiten": {str(size): replace(method, head={"dim": DIM, "whiten": size}) for size in (0, 1, WHITEN)}}
 
 
 # One run -------------------------------------------------------------------------------------------------------------
@@ -227,7 +228,10 @@ def draw(results: list[dict[str, Any]], names: Iterable[str], base: float, path:
     names = list(names)
     columns = -(-len(names) // 2)
     figure = Figure(figsize=(3 * columns, 5.6), layout="constrained")
-    for axis, name in zip(figure.subplots(2, columns, sharey=True).flat, names, strict=True):
+    axes = figure.subplots(2, columns, sharey=True).flat
+    for axis in axes[len(names) :]:
+        axis.set_axis_off()
+    for axis, name in zip(axes, names, strict=False):
         found = [r for r in results if r["label"].startswith(f"{name} = ")]
         values = list(dict.fromkeys(r["label"].rpartition(" ")[2] for r in found))
         for which, colour in (("embedding", "#2b6cb0"), ("before", "#2a9d5c")):
