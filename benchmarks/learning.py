@@ -7,7 +7,7 @@
 
 All methods have the same network, random views, optimizer and schedule, the better of two learning rates, as many views
 in a step, and as many passes of a training image through the encoder: a method with two views of a sample makes half as
-many epochs, in batches of half as many samples. ``docs/status.md`` says how settings and sets were chosen. Runs that
+many epochs, in batches of half as many samples. ``docs/learning.md`` says how settings and sets were chosen. Runs that
 ``learning.json`` holds already, with these very settings, are not repeated.
 """
 
@@ -70,6 +70,7 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
     faster = replace(two, learning_rate=ours.learning_rate)
     standard, whitened = ({"dim": DIM, "whiten": size} for size in (1, WHITEN))
     warm_up = passes // 2 * ours.warmup_epochs // ours.epochs
+    aggregated = replace(ours, epochs=passes // 2, warmup_epochs=warm_up)
     return {
         "raw pixels": Method(raw=True),
         "untrained": Method(),
@@ -77,7 +78,8 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
         "the same, standardised": Method(one, head=standard),
         "the same, whitened": Method(one, head=whitened),
         "Local Aggregation as published": Method(replace(one, warmup_epochs=passes // 2)),
-        "Local Aggregation, small": Method(replace(ours, epochs=passes // 2, warmup_epochs=warm_up), head=whitened),
+        "Local Aggregation, small": Method(aggregated, head=whitened),
+        "the same, but standardised": Method(aggregated, head=standard),
         "SimCLR": Method(two, {"name": "simclr", "temperature": 0.1}),
         "SimCLR, standardised": Method(faster, {"name": "simclr", "temperature": 0.1}, standard),
         "SimCLR, whitened": Method(faster, {"name": "simclr", "temperature": 0.1}, whitened),

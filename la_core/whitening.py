@@ -18,7 +18,7 @@ from la_core.spaces import array_namespace, device
 
 STEPS = 3
 """Of Newton's iteration, where five are published: variances at a ratio of 100 are left at one of about 18. Chosen on
-validation splits, where five took more from the layer before the embedding (``docs/status.md``)."""
+validation splits, where five took more from the layer before the embedding (``docs/learning.md``)."""
 EPSILON = 1e-5
 """Added to every variance, as in batch norm."""
 
