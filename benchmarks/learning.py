@@ -248,6 +248,7 @@ def draw(results: list[dict[str, Any]], names: Iterable[str], base: float, path:
             for x, s in enumerate(scores):
                 axis.plot([x] * len(s), s, ".", color=colour, alpha=0.5)
         axis.set_xlabel(name)
+        axis.margins(x=0.15)  # room for labels that are words
         axis.axhline(100 * base, color="#777777", linewidth=0.8, linestyle=":", label="Instance Discrimination")
     figure.axes[0].set_ylabel("weighted kNN accuracy, %")
     figure.axes[0].legend(frameon=False, fontsize=8)

@@ -356,7 +356,7 @@ def _early(record: Mapping[str, Any], settings: Settings) -> bool:
 
 
 def _quantiles(sizes: np.ndarray) -> list[float]:
-    return [float(q) for q in np.quantile(sizes, [0, 0.25, 0.5, 0.75, 1])]
+    return [float(q) for q in np.quantile(sizes if sizes.size else [0], [0, 0.25, 0.5, 0.75, 1])]
 
 
 def _short(x: float) -> float:

@@ -116,8 +116,19 @@ class MLP:
         return {name: np.array(self._backend.to_host(p)) for name, p in self._parameters.items()}
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
-        """Take over weights by name."""
-        self._parameters = {name: self._backend.asarray(weights[name]) for name in self._parameters}
+        """Take over weights by name.
+
+        Raises
+        ------
+        KindError
+            Those of another perceptron: nothing is changed then.
+        """
+        mine = {name: p.shape for name, p in self._parameters.items()}
+        given = {name: np.shape(x) for name, x in weights.items()}
+        if mine != given:
+            raise KindError(f"weights of another perceptron: they must be {mine}; got {given}")
+        dtype = self._settings.dtype
+        self._parameters = {n: self._backend.asarray(np.asarray(weights[n]).astype(dtype)) for n in self._parameters}
 
     def training_state(self) -> dict[str, np.ndarray]:
         """Both moments of each weight, named ``0.weight.first``, ``0.weight.second``, ..., and the ``steps`` made."""

@@ -69,7 +69,7 @@ def fresh_rows(
     Raises
     ------
     ShapeError, KindError, RangeError, NotFiniteError
-        Before anything is written.
+        The bank is as it was. On JAX, whose arrays are given up and not written, it is gone outside of ``jax.jit``.
     """
     bank = state.bank
     xp = check.together(z=z, bank=bank, indices=indices)
@@ -84,8 +84,10 @@ def fresh_rows(
     for mine, other in (halves, halves[::-1]):
         # ... a row of zeros has no direction, and leaves the sample its old row
         full = mixed(State(bank), indices, other, 1.0)
-        terms.append(objective(mine, state._replace(bank=full.bank), indices))
-        bank = kernels.put_rows(full.bank, indices, old)
+        try:
+            terms.append(objective(mine, state._replace(bank=full.bank), indices))
+        finally:  # also where the objective refuses its arguments
+            bank = kernels.put_rows(full.bank, indices, old)
     one, two = terms
     counted = one.n_close is not None
     return Terms(

@@ -147,6 +147,8 @@ class Settings:
                 f"instance_weight compares the two views of a batch: set views=2, or instance_weight=0; "
                 f"got {self.instance_weight}"
             )
+        if not isinstance(self.drops, tuple) or not all(_finite_number(drop) for drop in self.drops):
+            raise SettingsError(f"drops must be a tuple of epochs, which are numbers; got {self.drops!r}")
         if self.warmup_epochs > self.epochs:
             raise SettingsError(
                 f"warmup_epochs must be at most epochs, which include them; got {self.warmup_epochs} of {self.epochs}"
@@ -207,8 +209,19 @@ class Settings:
 
     @classmethod
     def load(cls, path: str | Path) -> Settings:
-        """Read what :meth:`save` wrote."""
-        values: dict[str, Any] = json.loads(Path(path).read_text())
+        """Read what :meth:`save` wrote.
+
+        Raises
+        ------
+        SettingsError
+            There is no such file, or it holds something else.
+        """
+        try:
+            values = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise SettingsError(f"{path} cannot be read as settings: {error}") from error
+        if not isinstance(values, dict):
+            raise SettingsError(f"{path} cannot be read as settings: it holds a {type(values).__name__}")
         unknown = set(values) - {field.name for field in fields(cls)}
         if unknown:
             raise SettingsError(f"{path} holds settings that this version does not know: {', '.join(sorted(unknown))}")
@@ -218,6 +231,10 @@ class Settings:
     def __str__(self) -> str:
         width = max(len(field.name) for field in fields(self))
         return "\n".join(f"  {field.name:<{width}}  {getattr(self, field.name)}" for field in fields(self))
+
+
+def _finite_number(x: object) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
 def _check_probes(s: Settings, n: int) -> None:

@@ -10,7 +10,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -22,7 +22,7 @@ from la_core.bank import State, random_parts, random_rows, unit, update
 from la_core.clusters import cluster
 from la_core.comm import Team, digest
 from la_core.data import Samples, Workers, batches, load, samples
-from la_core.errors import NotFiniteError, SettingsError, ShapeError, Terminated
+from la_core.errors import NotFiniteError, RangeError, SettingsError, ShapeError, Terminated
 from la_core.folder import RunFolder
 from la_core.kernels import Array
 from la_core.layout import Layout
@@ -140,12 +140,8 @@ def train(
     if layout.sharded and settings.search == "lists":
         raise SettingsError("search='lists' reads the whole bank: set bank_layout='replicated', or search='exact'")
     view = view or default_view(source[0])
-    labels = None if labels is None else np.asarray(labels)
-    if labels is not None and (labels.ndim != 2 or labels.shape[1] != len(source) or labels.dtype.kind not in "iu"):
-        raise ShapeError(
-            f"labels must be integers of shape (H, {len(source)}), one row for each clustering; "
-            f"got {labels.shape} {labels.dtype}"
-        )
+    if labels is not None:
+        labels = _brought(labels, len(source), settings)
     callbacks = [*callbacks, *([Progress()] if progress and team.first else [])]
     tests = None if test is None else samples(test)
     with (
@@ -189,6 +185,20 @@ def _check_resume(folder: str | Path | None, resume: str, every: int, unit: str)
         raise SettingsError(f"checkpoint_every must be an integer of at least 0; got {every!r}")
     if resume != "never" and folder is None:
         raise SettingsError(f"resume={resume!r} needs the folder of the run: folder=...")
+
+
+def _brought(labels: np.ndarray, n: int, settings: Settings) -> np.ndarray:
+    """Labels that the user brings, checked, in a dtype that every library has."""
+    labels = np.asarray(labels)
+    if labels.ndim != 2 or labels.shape[1] != n or not len(labels) or labels.dtype.kind not in "iu":
+        raise ShapeError(
+            f"labels must be integers of shape (H, {n}), one row for each clustering; got {labels.shape} {labels.dtype}"
+        )
+    if settings.search == "lists":
+        if not 0 <= labels.max() < n:
+            raise RangeError(f"labels must be below {n} for search='lists', and one at least 0; got {labels.max()}")
+        replace(settings, n_clusters=1 + int(labels.max()), n_clusterings=len(labels)).resolved(n)
+    return labels if labels.dtype in (np.int32, np.int64) else labels.astype(np.int64)
 
 
 def _check_store(settings: Settings, backend: Backend, folder: str | Path | None) -> None:
@@ -457,13 +467,21 @@ class _Trainer:
                     seed=derived_seed(settings.seed, "round", run.step),
                     n_iter=settings.n_iter,
                     tolerance=settings.tolerance,
-                    start=run.state.labels if settings.cluster_start == "last" else None,
+                    start=self._last_labels(),
                 )
             run.state = run.state._replace(labels=result.labels)
             self.memory.inertia = self._host(result.inertia).tolist()
         if settings.search == "lists":
             with self._clock("lists"):
                 self._list()
+
+    def _last_labels(self) -> Array | None:
+        """Where clusterings go on from, if they do: after a resume there may be fewer clusters than there were."""
+        settings, labels = self.run.settings, self.run.state.labels
+        if settings.cluster_start != "last" or labels is None or labels.shape[0] != settings.n_clusterings:
+            return None
+        most = self._host(labels).max(axis=1)
+        return labels if (most < np.asarray(settings.n_clusters)).all() else None
 
     def _list(self) -> None:
         """The lists of these clusterings, and how much of the backgrounds of some rows of the bank they hold."""

@@ -187,6 +187,13 @@ def test_state_dict_round_trip(saved, fresh):
     assert made.bank.any()
 
 
+def test_a_state_of_another_size_leaves_the_labels():
+    made, other = criterion(3), LocalAggregation(N + 1, DIM, seed=9, **SETTINGS)
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        other.load_state_dict(made.state_dict())
+    assert other.labels.shape == (0, N + 1)
+
+
 def test_state_dict_round_trip_inside_a_model():
     model, fresh = (nn.ModuleDict({"loss": c}) for c in (criterion(3), criterion(0)))
     fresh.load_state_dict(model.state_dict())
@@ -391,6 +398,14 @@ def test_weights_round_trip():
     encoder.step(0.1)
     assert_same(weights["4.weight"], copy.weights()["4.weight"])
     assert not np.array_equal(weights["4.weight"], encoder.weights()["4.weight"])
+
+
+def test_weights_in_bfloat16_are_saved_as_float32():
+    module = nn.Linear(3, 4).bfloat16()
+    found = TorchEncoder(module).weights()
+    assert {x.dtype.name for x in found.values()} == {"float32"}
+    TorchEncoder(other := nn.Linear(3, 4).bfloat16()).load(found)
+    assert torch.equal(other.weight, module.weight)
 
 
 def test_encoder_under_autocast_gives_float32():

@@ -232,6 +232,9 @@ def test_any_sized_indexable_source(tmp_path):
             lambda tmp: data.load(data.samples([np.zeros(2), np.zeros(3)]), [0, 1], views.FeatureView(), None),
             "one shape",
         ),
+        (lambda tmp: data.samples([[1.0, 2.0], [3.0, 4.0]])[0], "a single number: rows must be arrays"),
+        (lambda tmp: data.samples(np.zeros((4, 3))).part(np.array([0.5])), "part takes numbers"),
+        (lambda tmp: data.samples(np.zeros((4, 3))).part(np.array([True, False])), "part takes numbers"),
         (lambda tmp: views.ImageView()(np.zeros((4, 4)), None), "uint8"),
         (
             lambda tmp: data.load(data.samples(np.zeros((2, 4, 4))), [1], views.ImageView(), None),
@@ -273,3 +276,11 @@ def test_jitter_is_pillows_enhancement(mode, which):
         enhancer = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[which]
         ours = Image.blend(views._without(which, image), image, factor)
         np.testing.assert_array_equal(np.asarray(ours), np.asarray(enhancer(image).enhance(factor)))
+
+
+def test_a_part_is_taken_by_numbers_or_by_a_mask():
+    every = data.samples(np.arange(8.0).reshape(4, 2), [0, 1, 2, 3])
+    by_mask, by_number = every.part(np.array([False, True, False, True])), every.part(np.array([1, 3]))
+    for part in (by_mask, by_number):
+        assert part.classes.tolist() == [1, 3]
+        assert [part[i].tolist() for i in range(2)] == [[2.0, 3.0], [6.0, 7.0]]

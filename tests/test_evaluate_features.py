@@ -37,6 +37,21 @@ class OfVariant:
         self.asarray, self.to_host = variant.asarray, variant.to_host
 
 
+class Broken:
+    """An encoder that gives NaN for samples whose first number is above 100."""
+
+    def apply(self, batch):
+        return np.where(batch[:, :1] > 100, np.nan, batch[:, :4]), batch[:, :9]
+
+
+def test_an_embedding_that_is_not_finite_is_named_by_its_sample():
+    data = la_core.samples(np.where(np.arange(12)[:, None] == 7, 200.0, np.ones((12, 9))))
+    with pytest.raises(NotFiniteError, match=r"1 of 3 samples, first for sample 7"):
+        evaluate.embed(Broken(), la_core.backend("numpy"), data, VIEW, indices=np.array([5, 7, 9]))
+    with pytest.raises(ShapeError, match="at least one sample"):
+        evaluate.embed(Broken(), la_core.backend("numpy"), data, VIEW, indices=np.array([], int))
+
+
 def look(*names, encoder=None, backend=NUMPY, **options):
     return evaluate.layer_features(encoder or Maps(), backend, DATA, VIEW, names, batch_size=4, **options)
 

@@ -182,3 +182,20 @@ def test_instances_are_a_share_of_the_loss(variant, case):
 def test_shares_that_are_none_are_refused(weight, temperature):
     with pytest.raises(RangeError):
         with_instances(local_aggregation_terms, weight, temperature)
+
+
+@pytest.mark.parametrize("view", [0, 1])
+def test_an_objective_that_refuses_leaves_the_bank_alone(view):
+    case = two_views(cases_example())
+    kept, seen = case.bank.copy(), []
+
+    def refuses(z, state, indices):
+        seen.append(z)
+        if len(seen) > view:
+            raise RangeError("no")
+        return OBJECTIVES["local aggregation"](case)(z, state, indices)
+
+    with pytest.raises(RangeError, match="no"):
+        fresh_rows(refuses, case.z, case.state, case.indices)
+    assert len(seen) == view + 1
+    assert_same(case.bank, kept)

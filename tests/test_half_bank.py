@@ -12,9 +12,9 @@ from runs import KINDS, PLAIN, go, outcome, stopped
 
 import la_core
 from la_core import health, kernels, lists, objectives
-from la_core.bank import State
+from la_core.bank import State, unit
 from la_core.errors import KindError
-from la_core.evaluate import knn
+from la_core.evaluate import densities, knn
 
 STORED = [("numpy", "float16"), ("torch", "float16"), ("torch", "bfloat16"), ("jax", "float16"), ("jax", "bfloat16")]
 ROUNDING = {"float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -213,3 +213,16 @@ def test_a_run_on_jax():
 def test_a_dtype_that_a_library_lacks_is_refused_before_anything_is_learnt(tmp_path):
     with pytest.raises(KindError, match="bank_dtype cannot be 'bfloat16' on the numpy backend"):
         go("numpy", settings=replace(PLAIN, bank_dtype="bfloat16"))
+
+
+@pytest.mark.parametrize(("name", "dtype"), HALF)
+def test_densities_of_a_run_are_recorded(tmp_path, name, dtype):
+    from la_core.report import Recorder
+
+    settings = replace(PLAIN, bank_dtype=dtype, epochs=2, warmup_epochs=1)
+    recorder = Recorder(tmp_path)
+    run = go(name, tmp_path / "run", settings=settings, callbacks=[recorder])
+    assert run.status == "finished"
+    whole = densities(unit(run.backend.to_host(run.state.bank).astype(np.float32)), k_local=30)
+    last = recorder.arrays[max(name for name in recorder.arrays if name.startswith("density_"))]
+    np.testing.assert_allclose(last[0], whole.local, atol=0.02)

@@ -7,6 +7,7 @@ torch = pytest.importorskip("torch")
 
 import la_core
 from la_core import Settings
+from la_core.errors import KindError
 from la_core.mlp import MLP
 
 SIZES = (6, 9, 7, 4)
@@ -80,3 +81,17 @@ def test_features_are_the_layer_before():
     weights = encoder.weights()
     np.testing.assert_allclose(features @ weights["2.weight"] + weights["2.bias"], z)
     assert features.shape == (3, 7)
+
+
+@pytest.mark.parametrize(
+    "change", [lambda w: w | {"0.weight": np.zeros((9, 2))}, lambda w: {k: x for k, x in w.items() if k != "1.bias"}]
+)
+def test_weights_of_another_perceptron_are_refused(change):
+    encoder = MLP(la_core.backend("numpy"), SIZES, Settings(dtype="float64"))
+    before = encoder.weights()
+    with pytest.raises(KindError, match="weights of another perceptron"):
+        encoder.load(change(before))
+    for name, x in encoder.weights().items():
+        np.testing.assert_array_equal(x, before[name])
+    encoder.load({name: x.astype(np.float32) for name, x in before.items()})
+    assert {x.dtype.name for x in encoder.weights().values()} == {"float64"}

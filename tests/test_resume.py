@@ -145,6 +145,15 @@ def test_a_finished_run_is_given_back_and_nothing_is_learnt(tmp_path):
         go("numpy", tmp_path, settings=replace(PLAIN, epochs=2))
 
 
+def test_fewer_clusters_than_there_were_begin_anew(tmp_path):
+    last = replace(PLAIN, cluster_start="last")
+    go("numpy", tmp_path, settings=last)
+    with pytest.warns(UserWarning, match="goes on with"):
+        run = go("numpy", tmp_path, settings=replace(last, epochs=6, n_clusters=3))
+    assert run.status == "finished"
+    assert run.state.labels.max() == 2
+
+
 # Killed -------------------------------------------------------------------------------------------------------------
 
 

@@ -53,6 +53,9 @@ def test_the_papers_numbers_for_imagenet():
         {"dtype": "float16"},
         {"seed": -1},
         {"learning_rate": -0.1},
+        {"drops": 160},
+        {"drops": ("a",)},
+        {"drops": (1.0, math.inf)},
     ],
 )
 def test_what_no_run_could_use(bad):
@@ -68,3 +71,12 @@ def test_learning_rates():
     rates = [cosine.rate(e / 10) for e in range(101)]
     assert rates == sorted(rates, reverse=True)
     assert Settings(schedule="constant", learning_rate=0.2).rate(99) == 0.2
+
+
+@pytest.mark.parametrize("content", [None, "{", "[1]", "3"])
+def test_a_file_of_something_else_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "settings.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SettingsError, match=r"settings\.json cannot be read as settings"):
+        Settings.load(path)

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch")
 import la_core
 from la_core import Settings, train
 from la_core.backends.torch import Perceptron, TorchEncoder, make_optimizer
-from la_core.errors import DataError, NotFiniteError, RunFolderError, SettingsError, ShapeError
+from la_core.errors import DataError, NotFiniteError, RangeError, RunFolderError, SettingsError, ShapeError
 from la_core.folder import read_metrics
 from la_core.mlp import MLP
 from la_core.run import AGGREGATION, WARM_UP
@@ -152,6 +152,32 @@ def test_labels_that_the_user_brings_are_used_and_never_replaced():
     run = go("torch", torch_encoder, labels=mine)
     np.testing.assert_array_equal(run.backend.to_host(run.state.labels), mine)
     assert "inertia" not in run.history[-1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "error", "words"),
+    [
+        (np.zeros((0, 48), int), {}, ShapeError, "one row for each clustering"),
+        (CLASSES[None] * 1000, {"search": "lists"}, RangeError, "below 48"),
+        (np.full((1, 48), -1), {"search": "lists"}, RangeError, "one at least 0"),
+        (np.arange(48)[None], {"search": "lists", "probes": 1, "n_background": 20}, SettingsError, "probes must be"),
+    ],
+)
+def test_labels_that_no_run_could_use_are_refused_before_it_begins(labels, more, error, words):
+    with pytest.raises(error, match=words):
+        go("numpy", numpy_encoder, Settings(**{**SMALL.__dict__, **more}), labels=labels, callbacks=[NotToBeCalled()])
+
+
+class NotToBeCalled(la_core.Callback):
+    def on_start(self, run):
+        raise AssertionError("the run began")
+
+
+@pytest.mark.parametrize("labels", [np.full((3, 48), -1), CLASSES[None].astype(np.uint16)])
+def test_labels_of_any_kind_that_can_be_used_are(labels):
+    run = go("torch", torch_encoder, labels=labels)
+    assert run.status == "finished"
+    np.testing.assert_array_equal(run.backend.to_host(run.state.labels), labels)
 
 
 def test_loss_reads_the_old_bank_and_the_update_follows():

@@ -143,8 +143,8 @@ class LocalAggregation(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         # The number of clusterings is data, not architecture: take the saved one.
         saved = state_dict.get(prefix + "labels")
-        if isinstance(saved, Tensor) and saved.ndim == 2:
-            self.labels = self.labels.new_zeros((saved.shape[0], self.labels.shape[1]))
+        if isinstance(saved, Tensor) and saved.ndim == 2 and saved.shape[1] == self.labels.shape[1]:
+            self.labels = self.labels.new_zeros(saved.shape, dtype=saved.dtype)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:

@@ -214,8 +214,9 @@ class TorchEncoder:
         raise NotFiniteError(f"the gradient of {names.get(id(bad), 'a parameter')} holds NaN or infinity")
 
     def weights(self) -> dict[str, np.ndarray]:
-        """The module's ``state_dict`` as NumPy arrays."""
-        return {name: x.detach().cpu().numpy().copy() for name, x in self.module.state_dict().items()}
+        """The module's ``state_dict`` as NumPy arrays; bfloat16, which NumPy does not have, as float32."""
+        state = self.module.state_dict().items()
+        return {name: (x.float() if x.dtype is torch.bfloat16 else x).cpu().numpy().copy() for name, x in state}
 
     def load(self, weights: Mapping[str, np.ndarray]) -> None:
         """Take over weights by name."""

@@ -43,14 +43,27 @@ class Samples:
             )
         if self.classes.dtype.kind not in "iu" or self.classes.min() < 0:
             raise DataError(
-                f"classes must be integers of at least 0; got {self.classes.dtype}, the first {self.classes[0]}"
+                f"classes must be integers of at least 0; got {self.classes.dtype}, the least {self.classes.min()}"
             )
 
     def __len__(self) -> int:
         return len(self.source)
 
     def part(self, indices: np.ndarray) -> Samples:
-        """Some of the samples, numbered anew from 0."""
+        """Some of the samples, by their numbers or by a mask (N,), numbered anew from 0.
+
+        Raises
+        ------
+        DataError
+            Neither of the two.
+        """
+        indices = np.asarray(indices)
+        if indices.dtype == bool and indices.shape == (len(self),):
+            indices = np.flatnonzero(indices)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu":
+            raise DataError(
+                f"part takes numbers of samples, or a mask ({len(self)},); got {indices.shape} {indices.dtype}"
+            )
         classes = None if self.classes is None else self.classes[indices]
         return Samples(Part(self.source, indices), classes, self.class_names)
 
@@ -70,6 +83,8 @@ class Samples:
             if isinstance(item, Mapping):
                 got += f" with {', '.join(map(str, item))}: la_core.data.from_hub takes one column"
             raise DataError(f"sample {index} must be an array or an image; got {got}")
+        if not sample.ndim:
+            raise DataError(f"sample {index} must be an array or an image; got a single number: rows must be arrays")
         if sample.dtype.kind == "f" and not np.isfinite(sample).all():
             raise DataError(f"sample {index} holds NaN or infinity")
         return sample

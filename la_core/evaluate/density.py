@@ -29,6 +29,7 @@ def densities(
     own: bool = True,
     indices: Array | None = None,
     budget: int = BUDGET,
+    as_it_is: bool = False,
 ) -> Densities:
     """Mean cosine of each sample to its nearest few and to its nearest many.
 
@@ -49,6 +50,8 @@ def densities(
         (M,) samples to look at, against all of the embeddings; by default each. The cost is M N D.
     budget
         Bytes of temporary memory beside the unit-length copy of the embeddings.
+    as_it_is
+        The embeddings are unit rows already, as those of a bank, and may be stored in half: no copy is made.
 
     Returns
     -------
@@ -62,7 +65,11 @@ def densities(
     extra = {} if indices is None else {"indices": indices}
     xp = check.together(embeddings=embeddings, **extra)
     check.concrete("densities", embeddings=embeddings, **extra)
-    rows("embeddings", embeddings)
+    if as_it_is:
+        check.bank(embeddings)
+        check.finite("embeddings", embeddings)
+    else:
+        rows("embeddings", embeddings)
     n = embeddings.shape[0]
     if indices is None:
         indices = xp.arange(n, device=device(embeddings))
@@ -73,8 +80,8 @@ def densities(
         raise RangeError("embeddings must have at least 2 rows, since each is left out of its own density; got 1")
     k_background = min(check.count("k_background", k_background), others)
     k_local = check.count("k_local", k_local, k_background, "as the background has no more rows")
-    bank = shards.each(unit, embeddings)
-    lines = kernels.rows_at(bank, indices)
+    bank = embeddings if as_it_is else shards.each(unit, embeddings)
+    lines = kernels.wide(kernels.rows_at(bank, indices))
     parts = []
     for _, cosines, _ in search(lines, bank, k_background, indices if own else None, 64 * (k_background + 1), budget):
         falling = xp.clip(kernels.falling(cosines), min=-1.0, max=1.0)

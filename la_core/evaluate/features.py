@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import closing
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -55,8 +56,10 @@ def embed(
     def look(batch: Array) -> dict[str, Array]:
         return dict(zip(Embedded._fields, encoder.apply(batch), strict=True))
 
+    if indices is not None and not len(indices):
+        raise ShapeError("indices must name at least one sample")
     embedded = Embedded(**_collect(look, backend, data, view, batch_size, dtype, progress, workers, indices))
-    _finite("the encoder gives", embedded.embeddings)
+    _finite("the encoder gives", embedded.embeddings, indices)
     return embedded
 
 
@@ -141,13 +144,13 @@ def _collect(
     found: dict[str, np.ndarray] = {}
     chosen = np.arange(len(data)) if indices is None else indices
     places = list(kernels.blocks(len(chosen), batch_size))
-    loaded = (workers or Workers()).load(data, [chosen[rows] for rows in places], view)
-    for rows, (_, batch) in zip(places, _shown(loaded, len(places), progress), strict=True):
-        for name, x in look(backend.asarray(batch.astype(dtype, copy=False), copy=False)).items():
-            host = backend.to_host(x)
-            if name not in found:
-                found[name] = np.empty((len(chosen), *host.shape[1:]), host.dtype)
-            found[name][rows] = host
+    with closing((workers or Workers()).load(data, [chosen[rows] for rows in places], view)) as loaded:
+        for rows, (_, batch) in zip(places, _shown(loaded, len(places), progress), strict=True):
+            for name, x in look(backend.asarray(batch.astype(dtype, copy=False), copy=False)).items():
+                host = backend.to_host(x)
+                if name not in found:
+                    found[name] = np.empty((len(chosen), *host.shape[1:]), host.dtype)
+                found[name][rows] = host
     return found
 
 
@@ -188,7 +191,8 @@ def _windows(n: int, side: int) -> np.ndarray:
     return mean.astype(np.float32)
 
 
-def _finite(what: str, x: np.ndarray) -> None:
+def _finite(what: str, x: np.ndarray, indices: np.ndarray | None = None) -> None:
     bad = np.flatnonzero(~np.isfinite(x).all(axis=1))
     if bad.size:
-        raise NotFiniteError(f"{what} NaN or infinity for {bad.size} of {len(x)} samples, first for sample {bad[0]}")
+        first = bad[0] if indices is None else indices[bad[0]]
+        raise NotFiniteError(f"{what} NaN or infinity for {bad.size} of {len(x)} samples, first for sample {first}")

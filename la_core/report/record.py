@@ -31,7 +31,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from la_core import evaluate
+from la_core import evaluate, kernels
 from la_core.bank import unit
 from la_core.data import Samples
 from la_core.evaluate import Gallery
@@ -100,7 +100,11 @@ class Recorder(Callback):
         chosen = np.sort(generator(run.settings.seed, "densities").permutation(n)[:DENSITY_SAMPLES])
         k_local = min(K_LOCAL, n - 1)
         found = evaluate.densities(
-            run.state.bank, k_local=k_local, indices=run.backend.asarray(chosen), budget=run.settings.budget
+            run.state.bank,
+            k_local=k_local,
+            indices=run.backend.asarray(chosen),
+            budget=run.settings.budget,
+            as_it_is=kernels.apart(run.state.bank),
         )
         if phase not in self.facts["phases"]:
             self.facts["phases"].append(phase)
