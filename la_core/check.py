@@ -149,6 +149,15 @@ def number(name: str, value: object, low: float, high: float = math.inf, *, open
     return x
 
 
+COLDEST = 1e-4
+"""The lowest temperature: below it scores over it leave what a float32 can tell apart."""
+
+
+def temperature(value: object) -> float:
+    """A temperature of scores."""
+    return number("temperature", value, COLDEST)
+
+
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     """One of a few words."""
     if value not in allowed:

@@ -62,6 +62,8 @@ class RunFolder:
 
     def __init__(self, path: str | Path, resume: str = "never") -> None:
         self.path = Path(path)
+        if resume == "must" and not self.path.is_dir():
+            raise CheckpointError(f"{self.path} holds no checkpoint to go on from: there is no such folder")
         try:
             new = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
@@ -100,8 +102,8 @@ class RunFolder:
     def start(self, settings: Settings, history: list[dict[str, Any]] | None = None) -> None:
         """Settings, the metrics so far and no line more, and the status of a run that has begun."""
         lines = "".join(json.dumps(record) + "\n" for record in history or [])
-        self._whole("settings.json", settings.save)
-        self._whole("metrics.jsonl", lambda file: file.write_text(lines))
+        whole(self.path / "settings.json", settings.save)
+        whole(self.path / "metrics.jsonl", lambda file: file.write_text(lines))
         self.status("running", epoch=len(history or []), epochs=settings.epochs)
 
     def bank(self, shape: tuple[int, int], dtype: str) -> np.ndarray:
@@ -130,7 +132,7 @@ class RunFolder:
     def status(self, word: str, **facts: Any) -> None:
         """How far the run came."""
         line = json.dumps({"status": word, **facts}) + "\n"
-        self._whole("status.json", lambda file: file.write_text(line))
+        whole(self.path / "status.json", lambda file: file.write_text(line))
 
     def arrays(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Arrays by name, in a file that ends in ``.npz``."""
@@ -140,12 +142,14 @@ class RunFolder:
             with file.open("wb") as stream:
                 np.savez(stream, **held)
 
-        self._whole(name, write)
+        whole(self.path / name, write)
 
-    def _whole(self, name: str, write: Callable[[Path], object]) -> None:
-        beside = self.path / f".{name}.part"
-        write(beside)
-        beside.replace(self.path / name)
+
+def whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside its place, and put it there when it is whole."""
+    beside = path.with_name(f".{path.name}.part")
+    write(beside)
+    beside.replace(path)
 
 
 def read_metrics(path: str | Path) -> Iterator[dict[str, Any]]:

@@ -107,7 +107,7 @@ def close_sizes(labels: Array, indices: Array, *, combine: str = "union", budget
     ShapeError, KindError, RangeError
     """
     xp = check.together(labels=labels, indices=indices)
-    n = labels.shape[-1]
+    n = labels.shape[-1] if labels.ndim else 0
     check.labels(labels, n)
     check.indices("indices", indices, (None,), n)
     check.choice("combine", combine, COMBINATIONS)

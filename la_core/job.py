@@ -24,7 +24,7 @@ from la_core.comm import Team
 from la_core.data import ImageFolder, Samples, load, load_npz, samples
 from la_core.dryrun import Cost, plan
 from la_core.errors import DataError, LaCoreError, SettingsError, Terminated
-from la_core.folder import CHECKPOINTS
+from la_core.folder import CHECKPOINTS, whole
 from la_core.layout import LAYOUTS
 from la_core.neighbours import nearest
 from la_core.presets import preset, presets, small
@@ -334,9 +334,7 @@ class _Table(Callback):
         )
         if not run.team.first:
             return
-        beside = self.file.with_name(f".{self.file.name}.part")
-        beside.write_text(json.dumps(self.rows, indent=2) + "\n")
-        beside.replace(self.file)
+        whole(self.file, lambda file: file.write_text(json.dumps(self.rows, indent=2) + "\n"))
 
     def __str__(self) -> str:
         s = self.settings

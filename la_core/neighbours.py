@@ -71,7 +71,7 @@ def close(labels: Array, indices: Array, neighbours: Array, *, combine: str = "u
     ShapeError, KindError, RangeError
     """
     check.together(labels=labels, indices=indices, neighbours=neighbours)
-    check.labels(labels, labels.shape[-1])
+    check.labels(labels, labels.shape[-1] if labels.ndim else 0)
     check.indices("indices", indices, (None,), labels.shape[1])
     check.indices("neighbours", neighbours, (indices.shape[0], None), labels.shape[1])
     check.choice("combine", combine, COMBINATIONS)

@@ -109,10 +109,10 @@ def with_instances(
     Raises
     ------
     RangeError
-        A weight outside 0 to 1, a temperature that is not above 0.
+        A weight outside 0 to 1, a temperature below 1e-4.
     """
     weight = check.number("weight", weight, 0.0, 1.0)
-    temperature = check.number("temperature", temperature, 0.0, open_low=True)
+    temperature = check.temperature(temperature)
 
     def both(z: Array, state: State, indices: Array) -> Terms:
         terms = objective(z, state, indices)
@@ -155,7 +155,7 @@ def local_aggregation(
     n_background
         k, the size of the background: 1 to N. With N the background is everything.
     temperature
-        tau, above 0.
+        tau, at least 1e-4.
     combine
         How clusterings combine into C: ``"union"`` (the paper), ``"intersection"``, or ``"majority"`` of at least half.
         With the last, rows that are close in fewer clusterings are in neither C nor B.
@@ -299,7 +299,7 @@ def _door(
     check.embeddings(z, state.bank)
     check.indices("indices", indices, (z.shape[0],), state.bank.shape[0])
     check.count("n_background", n_background, state.bank.shape[0], "the rows of the bank")
-    check.number("temperature", temperature, 0.0, open_low=True)
+    check.temperature(temperature)
     check.choice("combine", combine, COMBINATIONS)
     check.count("budget", budget)
     return state.labels
@@ -335,7 +335,7 @@ def instance_discrimination(
     indices
         (B,) dataset index of each row.
     temperature
-        tau, above 0.
+        tau, at least 1e-4.
     noise
         (B, K) bank indices drawn uniformly with replacement, for NCE.
     log_z
@@ -416,7 +416,7 @@ def log_normaliser(n: int, dim: int, temperature: float) -> float:
     """
     check.count("n", n)
     check.count("dim", dim)
-    check.number("temperature", temperature, 0.0, open_low=True)
+    check.temperature(temperature)
     x = 1.0 / (2.0 * temperature)
     # Terms x^2j / (j! (dim/2)_j) rise until j (j + dim/2) = x^2, that is before j = x, and fall ever faster after.
     terms = [
@@ -458,7 +458,7 @@ def _instance_door(
     check.bank(bank)
     check.embeddings(z, bank)
     check.indices("indices", indices, (z.shape[0],), bank.shape[0])
-    check.number("temperature", temperature, 0.0, open_low=True)
+    check.temperature(temperature)
     check.count("budget", budget)
     if noise is not None:
         check.indices("noise", noise, (z.shape[0], None), bank.shape[0])

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from la_core.check import COLDEST
 from la_core.clusters import TOLERANCE
 from la_core.errors import SettingsError
 from la_core.lists import list_length
@@ -276,12 +277,12 @@ _NUMBERS = {
     "learning_rate": (0.0, math.inf),
     "momentum": (0.0, 1.0),
     "weight_decay": (0.0, math.inf),
-    "temperature": (1e-4, math.inf),
-    "warmup_temperature": (1e-4, math.inf),
+    "temperature": (COLDEST, math.inf),
+    "warmup_temperature": (COLDEST, math.inf),
     "mixing": (0.0, 1.0),
     "instance_weight": (0.0, 1.0),
     "tolerance": (0.0, math.inf),
-    "knn_temperature": (1e-4, math.inf),
+    "knn_temperature": (COLDEST, math.inf),
 }
 _WORDS = {
     "dtype": ("float32", "float64"),

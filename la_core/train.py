@@ -499,7 +499,8 @@ class _Trainer:
     def _measure(self) -> dict[str, Any]:
         """Weighted kNN against the bank: of the test samples, or leave-one-out where there are none."""
         run, settings = self.run, self.run.settings
-        if run.data.classes is None or settings.knn_k is None or (run.test is None and len(run.data) < 2):
+        known = run.test is not None and run.test.classes is not None
+        if run.data.classes is None or settings.knn_k is None or (not known and len(run.data) < 2):
             return {}
         asarray, bank = run.backend.asarray, run.state.bank
         with self._clock("measure"):

@@ -219,8 +219,10 @@ def test_resume_needs_its_folder_and_sigterm_is_143(tmp_path, monkeypatch, capsy
     assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "run") == 143
     assert call("--data", tmp_path / "x.npz", "--out", tmp_path / "none", "--resume", "must") == 143
     monkeypatch.undo()
-    assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / "none", "--resume", "must") == 2
-    assert "no checkpoint to go on from" in capsys.readouterr().err
+    (tmp_path / "none").mkdir()
+    for folder in ("none", "nowhere"):
+        assert call("--data", tmp_path / "x.npz", "--size", 8, "--out", tmp_path / folder, "--resume", "must") == 2
+        assert "no checkpoint to go on from" in capsys.readouterr().err
 
 
 FAULTS = """

@@ -145,6 +145,12 @@ def test_a_finished_run_is_given_back_and_nothing_is_learnt(tmp_path):
         go("numpy", tmp_path, settings=replace(PLAIN, epochs=2))
 
 
+def test_a_folder_that_is_not_there_is_not_made_where_a_checkpoint_must_be(tmp_path):
+    with pytest.raises(CheckpointError, match="there is no such folder"):
+        go("numpy", tmp_path / "mistyped" / "run", resume="must")
+    assert not any(tmp_path.iterdir())
+
+
 def test_fewer_clusters_than_there_were_begin_anew(tmp_path):
     last = replace(PLAIN, cluster_start="last")
     go("numpy", tmp_path, settings=last)

@@ -173,6 +173,15 @@ class NotToBeCalled(la_core.Callback):
         raise AssertionError("the run began")
 
 
+def test_one_sample_and_a_test_set_without_classes_leave_nothing_to_measure():
+    one, test = la_core.samples(FEATURES[:1], CLASSES[:1]), la_core.samples(FEATURES[1:3])
+    settings = Settings(epochs=2, warmup_epochs=1, batch_size=1)
+    backend = la_core.backend("numpy")
+    run = train(one, MLP(backend, (10, 8), settings), backend=backend, settings=settings, test=test, progress=False)
+    assert run.status == "finished"
+    assert "knn" not in run.history[-1]
+
+
 @pytest.mark.parametrize("labels", [np.full((3, 48), -1), CLASSES[None].astype(np.uint16)])
 def test_labels_of_any_kind_that_can_be_used_are(labels):
     run = go("torch", torch_encoder, labels=labels)

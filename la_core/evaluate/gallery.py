@@ -78,7 +78,7 @@ def gallery(
     most = embeddings.shape[0] - (own is not None)
     voters = checked_k("voters", min(200, most) if voters is None else voters, embeddings, own)
     check.count("n", n)
-    temperature = check.number("temperature", temperature, 0.0, open_low=True)
+    temperature = check.temperature(temperature)
     check.count("budget", budget)
 
     n_classes = int(xp.max(labels)) + 1

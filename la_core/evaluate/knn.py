@@ -60,7 +60,7 @@ def knn(
     """
     xp, bank, lines = labelled("knn", embeddings, labels, queries, own, as_it_is)
     k = checked_k("k", k, embeddings, own)
-    temperature = check.number("temperature", temperature, 0.0, open_low=True)
+    temperature = check.temperature(temperature)
     check.count("budget", budget)
     n_classes = int(xp.max(labels)) + 1
     predicted = [

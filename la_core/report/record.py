@@ -23,7 +23,7 @@ A run folder gets two files more; nothing in them grows with the number of sampl
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from la_core import evaluate, kernels
 from la_core.bank import unit
 from la_core.data import Samples
 from la_core.evaluate import Gallery
+from la_core.folder import whole
 from la_core.neighbours import nearest
 from la_core.randomness import generator
 from la_core.run import Callback, Run
@@ -208,8 +209,8 @@ class Recorder(Callback):
             with file.open("wb") as stream:
                 np.savez_compressed(stream, **arrays)
 
-        _whole(self.folder / ARRAYS, save)
-        _whole(self.folder / JSON, lambda file: file.write_text(json.dumps(self.facts, indent=2) + "\n"))
+        whole(self.folder / ARRAYS, save)
+        whole(self.folder / JSON, lambda file: file.write_text(json.dumps(self.facts, indent=2) + "\n"))
 
 
 def chosen_classes(facts: dict[str, Any], classes: np.ndarray) -> list[int]:
@@ -260,9 +261,3 @@ def _plain(run: Run, train: np.ndarray, queries: np.ndarray, own: np.ndarray | N
         found, cosines = found[~itself].reshape(len(chosen), -1), cosines[~itself].reshape(len(chosen), -1)
     nothing = np.full(len(chosen), -1)
     return Gallery(("sample",) * len(chosen), chosen, nothing, np.zeros(len(chosen)), found, cosines)
-
-
-def _whole(path: Path, write: Callable[[Path], object]) -> None:
-    beside = path.with_name(f".{path.name}.part")
-    write(beside)
-    beside.replace(path)
