@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -59,14 +60,11 @@ def _plan(options: argparse.Namespace) -> None:
 
 def _count(word: str) -> int:
     """A whole number, which may be written as 1e9."""
-    try:
+    with suppress(ValueError, OverflowError):
         number = float(word)
-        whole = int(number)
-    except (ValueError, OverflowError):
-        number, whole = 0.5, 0
-    if number != whole:
-        raise argparse.ArgumentTypeError(f"must be a whole number, such as 1281167 or 1e9; got {word!r}")
-    return whole
+        if number == int(number):
+            return int(number)
+    raise argparse.ArgumentTypeError(f"must be a whole number, such as 1281167 or 1e9; got {word!r}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -131,9 +131,9 @@ class Settings:
             value = getattr(self, name)
             if value is None and name in _AUTOMATIC:
                 continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+            if not _finite_number(value) or not low <= value <= high:
                 limits = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
-                raise SettingsError(f"{name} must be a number {limits}; got {value!r}")
+                raise SettingsError(f"{name} must be a finite number {limits}; got {value!r}")
         for name, allowed in _WORDS.items():
             if getattr(self, name) not in allowed:
                 raise SettingsError(
@@ -234,7 +234,7 @@ class Settings:
         return "\n".join(f"  {field.name:<{width}}  {getattr(self, field.name)}" for field in fields(self))
 
 
-def _finite_number(x: object) -> bool:
+def _finite_number(x: Any) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 

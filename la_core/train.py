@@ -197,6 +197,7 @@ def _brought(labels: np.ndarray, n: int, settings: Settings) -> np.ndarray:
     if settings.search == "lists":
         if not 0 <= labels.max() < n:
             raise RangeError(f"labels must be below {n} for search='lists', and one at least 0; got {labels.max()}")
+        # refuses too few probes for lists of these sizes
         replace(settings, n_clusters=1 + int(labels.max()), n_clusterings=len(labels)).resolved(n)
     return labels if labels.dtype in (np.int32, np.int64) else labels.astype(np.int64)
 

@@ -109,7 +109,7 @@ def test_errors_are_one_line(tmp_path, capsys):
         (("--samples", "0"), "--samples must be"),
         (("--samples", "-5"), "--samples must be"),
         (("--size", "0"), "size must be an integer of at least 1"),
-        (("--size", "4"), "of 8 pixels a side or more"),
+        (("--size", "4"), "of at least 8 pixels"),
     ],
 )
 def test_a_dry_run_of_what_cannot_be_is_one_line(asked, said, capsys):

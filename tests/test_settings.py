@@ -53,6 +53,7 @@ def test_the_papers_numbers_for_imagenet():
         {"dtype": "float16"},
         {"seed": -1},
         {"learning_rate": -0.1},
+        {"learning_rate": math.inf},
         {"drops": 160},
         {"drops": ("a",)},
         {"drops": (1.0, math.inf)},

@@ -165,7 +165,7 @@ def _check_size(x: Array, size: int) -> None:
 
 def _check_least(x: Array, size: int) -> None:
     if x.ndim != 4 or min(x.shape[2:]) < size:
-        raise ShapeError(f"this network takes images (B, C, H, W) of {size} pixels a side or more; got {x.shape}")
+        raise ShapeError(f"this network takes images (B, C, H, W) of at least {size} pixels; got {x.shape}")
 
 
 class SmallCNN(nnx.Module):
@@ -480,10 +480,7 @@ class _Torchvision(nnx.Module):
 
     def before_head(self, x: Array) -> Array:
         """(B, C, H, W) -> (B, 64 * width)."""
-        if x.ndim != 4 or min(x.shape[2:]) < self.smallest:
-            raise ShapeError(
-                f"this network takes images (B, C, H, W) of at least {self.smallest} pixels; got {x.shape}"
-            )
+        _check_least(x, self.smallest)
         x = _flat(self.avgpool(self.features(jnp.moveaxis(x, 1, -1))))
         for layer in self.classifier.layers[:-1]:
             x = layer(x)

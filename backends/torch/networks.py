@@ -53,6 +53,10 @@ class Whiten(nn.Module):
         with torch.autocast(kind, enabled=False) if known else nullcontext():
             return self._whitened(x.to(self.running_mean.dtype))
 
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        return f"{self.running_mean.shape[0]}, {self.running_covariance.shape[-1]}, momentum={self.momentum}"
+
     def _whitened(self, x: Tensor) -> Tensor:
         mean, covariance = self.running_mean, self.running_covariance
         if self.training:
@@ -93,9 +97,7 @@ def _check_size(x: Tensor, size: int) -> None:
 
 def _check_least(x: Tensor, size: int) -> None:
     if x.ndim != 4 or min(x.shape[2:]) < size:
-        raise ShapeError(
-            f"this network takes images (B, C, H, W) of {size} pixels a side or more; got {tuple(x.shape)}"
-        )
+        raise ShapeError(f"this network takes images (B, C, H, W) of at least {size} pixels; got {tuple(x.shape)}")
 
 
 class SmallCNN(nn.Module):
@@ -431,10 +433,7 @@ class _Torchvision(nn.Module):
 
     def before_head(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, 64 * width)."""
-        if x.ndim != 4 or min(x.shape[2:]) < self.smallest:
-            raise ShapeError(
-                f"this network takes images (B, C, H, W) of at least {self.smallest} pixels; got {tuple(x.shape)}"
-            )
+        _check_least(x, self.smallest)
         features: Tensor = self.classifier[:-1](self.avgpool(self.features(x)).flatten(1))
         return features
 

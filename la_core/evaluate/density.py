@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from la_core import check, kernels, shards
-from la_core.bank import unit
+from la_core import check, kernels
 from la_core.errors import RangeError
-from la_core.evaluate.search import rows, search
+from la_core.evaluate.search import search, unit_rows
 from la_core.kernels import BUDGET, Array
 from la_core.spaces import device
 
@@ -65,11 +64,7 @@ def densities(
     extra = {} if indices is None else {"indices": indices}
     xp = check.together(embeddings=embeddings, **extra)
     check.concrete("densities", embeddings=embeddings, **extra)
-    if as_it_is:
-        check.bank(embeddings)
-        check.finite("embeddings", embeddings)
-    else:
-        rows("embeddings", embeddings)
+    bank = unit_rows(embeddings, as_it_is)
     n = embeddings.shape[0]
     if indices is None:
         indices = xp.arange(n, device=device(embeddings))
@@ -80,7 +75,6 @@ def densities(
         raise RangeError("embeddings must have at least 2 rows, since each is left out of its own density; got 1")
     k_background = min(check.count("k_background", k_background), others)
     k_local = check.count("k_local", k_local, k_background, "as the background has no more rows")
-    bank = embeddings if as_it_is else shards.each(unit, embeddings)
     lines = kernels.wide(kernels.rows_at(bank, indices))
     parts = []
     for _, cosines, _ in search(lines, bank, k_background, indices if own else None, 64 * (k_background + 1), budget):

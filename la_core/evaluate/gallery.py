@@ -63,7 +63,7 @@ def gallery(
     voters
         Neighbours that vote; by default 200, or all there are.
     temperature
-        Of the votes, above 0.
+        Of the votes, at least 1e-4.
     own
         (Q,) row of ``embeddings`` that is the query itself, neither shown nor voting.
     budget

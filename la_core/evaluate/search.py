@@ -60,19 +60,24 @@ def labelled(
     extra = truth if own is None else {"own": own, **truth}
     xp = check.together(embeddings=embeddings, labels=labels, queries=asked, **extra)
     check.concrete(what, embeddings=embeddings, labels=labels, queries=asked, **extra)
-    if as_it_is:
-        check.bank(embeddings)
-        check.finite("embeddings", embeddings)
-    else:
-        rows("embeddings", embeddings)
+    bank = unit_rows(embeddings, as_it_is)
     queries(asked, embeddings)
     classes("labels", labels, embeddings.shape[0], "embedding")
     for name, x in truth.items():
         classes(name, x, asked.shape[0], "query")
     if own is not None:
         check.indices("own", own, (asked.shape[0],), embeddings.shape[0])
-    bank = embeddings if as_it_is else shards.each(unit, embeddings)
     return xp, bank, unit(kernels.like(asked, bank))
+
+
+def unit_rows(embeddings: Array, as_it_is: bool) -> Array:
+    """Embeddings (N, D), checked and made unit length; ``as_it_is``, those of a bank, which may be stored in half."""
+    if as_it_is:
+        check.bank(embeddings)
+        check.finite("embeddings", embeddings)
+        return embeddings
+    rows("embeddings", embeddings)
+    return shards.each(unit, embeddings)
 
 
 def search(
