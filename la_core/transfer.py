@@ -25,10 +25,9 @@ from la_core.data import Samples, Workers, batches, load, samples
 from la_core.errors import BackendError, DataError, NotFiniteError, RangeError, SettingsError, ShapeError
 from la_core.evaluate import layer_features, linear_probe
 from la_core.evaluate.features import flattened
-from la_core.evaluate.probe import WEIGHT_DECAYS
+from la_core.evaluate.probe import WEIGHT_DECAYS, interval
 from la_core.kernels import Array
 from la_core.protocol import Backend, Encoder
-from la_core.randomness import generator
 from la_core.spaces import array_namespace, device
 from la_core.views import View
 
@@ -299,12 +298,8 @@ def probe_layers(
     rows = []
     for name in layers:
         accuracy = float((predicted[name] == test_y).mean())
-        # Of samples that are each right or wrong, the mean of a draw with replacement is binomial.
-        draws = generator(seed, "bootstrap").binomial(len(test_y), accuracy, size=bootstrap) / len(test_y)
-        low, high = np.quantile(draws, (0.025, 0.975))
-        rows.append(
-            LayerProbe(name, n_features[name], accuracy, (float(low), float(high)), predicted[name], decays[name])
-        )
+        between = interval(accuracy, len(test_y), bootstrap, seed)
+        rows.append(LayerProbe(name, n_features[name], accuracy, between, predicted[name], decays[name]))
     protocol = (
         f"linear probes of frozen layers: {how}; {len(train)} training samples, {len(test)} test samples, "
         f"{len(np.unique(train_y))} classes; "

@@ -128,10 +128,18 @@ def linear_probe(
         decay = decays[_strongest(losses)]
     predicted = fit(x, y, decay).predict(test_x)
     accuracy = float((predicted == test_y).mean())
-    # Of samples that are each right or wrong, the mean of a draw with replacement is binomial: no need to draw samples.
-    draws = generator(seed, "bootstrap").binomial(len(test_y), accuracy, size=bootstrap) / len(test_y)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return Probe(accuracy, (float(low), float(high)), predicted, decay, held_out, method, len(y))
+    between = interval(accuracy, len(test_y), bootstrap, seed)
+    return Probe(accuracy, between, predicted, decay, held_out, method, len(y))
+
+
+def interval(accuracy: float, n: int, draws: int, seed: int) -> tuple[float, float]:
+    """The middle 95 % of the accuracies of so many bootstrap draws of ``n`` test samples.
+
+    Of samples that are each right or wrong, the mean of a draw with replacement is binomial: no need to draw samples.
+    """
+    found = generator(seed, "bootstrap").binomial(n, accuracy, size=draws) / n
+    low, high = np.quantile(found, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def _fifths(y: np.ndarray, seed: int) -> np.ndarray:
