@@ -5,6 +5,7 @@ import re
 import shutil
 from collections import Counter
 from dataclasses import replace
+from html import unescape
 from html.parser import HTMLParser
 from importlib import import_module
 
@@ -292,6 +293,29 @@ def test_the_command(finished, tmp_path, capsys):
         main([])
     assert stop.value.code == 2
     assert "report" not in capsys.readouterr().out
+
+
+# The figures ----------------------------------------------------------------------------------------------------------
+
+POINTS = np.arange(24.0).reshape(12, 2)
+
+
+def drawn(figure, folder):
+    """The texts of a figure, as its SVG has them."""
+    markup = figures.save(figure, folder, "figure")
+    return [unescape(text) for text in re.findall(r"<text[^>]*>(.*?)</text>", markup)]
+
+
+@pytest.mark.parametrize("name", ["$5_$10", "$$", r"$\x$", r"\$5", "US$ & CA$"])
+def test_a_name_is_drawn_as_it_is_written(finished, tmp_path, name):
+    texts = drawn(figures.scatter(POINTS, np.arange(12) % 2, {0: name, 1: "other"}), tmp_path)
+    assert name in texts
+    lines = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert name in drawn(figures.accuracy(lines, {name: 0.5}), tmp_path)
+    shutil.copy(finished / "metrics.jsonl", tmp_path)
+    report.curves(tmp_path, {name: 0.5})
+    pictures, found = np.zeros((3, 4, 4, 1)), (np.zeros((3, 7), int), np.ones((3, 7), bool))
+    report.neighbours(tmp_path / "neighbours.png", pictures, pictures, {name: found})
 
 
 # In a browser ---------------------------------------------------------------------------------------------------------

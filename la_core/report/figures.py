@@ -208,6 +208,7 @@ def save(figure: Any, folder: Path, name: str) -> str:
     stream = StringIO()
     with catch_warnings(), rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         filterwarnings("ignore", "Glyph .* missing from")  # of a class name; a browser has a font for it
+        _as_written(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is laid out; once is enough
         figure.savefig(folder / f"{name}.png", dpi=120)
@@ -365,6 +366,15 @@ def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, An
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def _as_written(figure: Any) -> None:
+    """Have every text drawn as it is: a $ in a name begins no mathematics."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
+
 def _save(figure: Any, path: Path) -> Path:
+    _as_written(figure)
     figure.savefig(path, dpi=120)
     return path
