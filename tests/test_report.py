@@ -26,6 +26,7 @@ from la_core.errors import DataError, RunFolderError
 from la_core.health import Health
 from la_core.mlp import MLP
 from la_core.report import figures, page, record
+from la_core.report.contents import Contents
 from la_core.report.style import STYLE
 from la_core.run import Callback
 
@@ -168,6 +169,20 @@ def test_names_of_the_user_are_text_and_not_markup(finished):
     assert not shown.all("script")
     assert not shown.all("b")
     assert not shown.all("i")
+
+
+def test_names_that_are_not_utf_8_have_a_page(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "SECTIONS", {name: page.SECTIONS[name] for name in ("map", "galleries", "settings")})
+    folder = shutil.copytree(finished, tmp_path / "run")
+    facts = json.loads((folder / record.JSON).read_text())
+    facts["class_names"] = ["caf\udce9", "ünïcode", "\N{CAT}"]  # é in Latin-1, as Python reads it
+    (folder / record.JSON).write_text(json.dumps(facts))
+    report.report(folder)
+    shown = Page(folder)
+    for section in ("map", "galleries"):
+        assert all(name in shown.sections[section] for name in ("caf?", "ünïcode", "\N{CAT}"))
+    monkeypatch.setattr(page, "SECTIONS", {})
+    assert "<h1>la-core run caf?</h1>" in page.page(replace(Contents.read(folder), folder=tmp_path / "caf\udce9"))
 
 
 def test_everything_has_a_name_for_who_cannot_see_it(finished):

@@ -47,6 +47,11 @@ class Contents:
         return cls(folder, metrics, settings, raw, status, table, facts, arrays)
 
     @property
+    def name(self) -> str:
+        """Of the folder."""
+        return _readable(self.folder.resolve().name)
+
+    @property
     def measured(self) -> list[dict[str, Any]]:
         """The records that hold the health of the run."""
         return [r for r in self.metrics if "health" in r]
@@ -70,10 +75,15 @@ class Contents:
 def _json(path: Path) -> dict[str, Any]:
     """What a file holds; nothing where it is missing or cut off."""
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(_readable(json.dumps(json.loads(path.read_text()), ensure_ascii=False)))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _readable(text: str) -> str:
+    """With a ? for what is no Unicode, as in the names of folders that are not UTF-8: it can be drawn and written."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

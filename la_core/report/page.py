@@ -57,7 +57,7 @@ def page(contents: Contents) -> str:
         for name, (title, make) in SECTIONS.items()
     )
     links = "".join(f'<li><a href="#{name}">{title}</a></li>' for name, (title, _) in SECTIONS.items())
-    title = f"la-core run {escape(contents.folder.resolve().name)}"
+    title = f"la-core run {escape(contents.name)}"
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
