@@ -333,6 +333,35 @@ def test_a_name_is_drawn_as_it_is_written(finished, tmp_path, name):
     report.neighbours(tmp_path / "neighbours.png", pictures, pictures, {name: found})
 
 
+SHARKS = ("great white shark, white shark", "tiger shark", "hammerhead", "electric ray", "stingray", "cock", "hen")
+
+
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        ([str(c) for c in range(10)], 5),
+        ([*SHARKS], 3),
+        ([f"{name}, {name}" for name in SHARKS], 1),
+        (["_hidden", "hen", "hen", "", "ñandú"], 5),
+        ([f"{c}_{'W' * 250}_{c}" for c in range(12)], 1),
+    ],
+    ids=["short", "sharks", "twice", "odd", "long"],
+)
+def test_no_name_of_a_legend_is_cut_off_or_left_out(tmp_path, names, columns):
+    figure = figures.scatter(POINTS, np.arange(12) % len(names), dict(enumerate(names)))
+    figures.save(figure, tmp_path, "map")
+    (legend,), (axis,) = figure.legends, figure.axes
+    boxes = [text.get_window_extent() for text in legend.get_texts()]
+    assert len({round(box.x0) for box in boxes}) == columns
+    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
+    assert axis.get_window_extent().height > 0.7 * axis.get_window_extent().width
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        head, ellipsis, tail = text.get_text().partition("…")
+        assert text.get_text() == name or (ellipsis and len(name) > 250)
+        assert name.startswith(head)
+        assert name.endswith(tail)
+
+
 # In a browser ---------------------------------------------------------------------------------------------------------
 
 

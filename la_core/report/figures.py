@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
@@ -172,10 +173,12 @@ def histogram(values: Mapping[str, np.ndarray]) -> Any:
 def scatter(points: np.ndarray, classes: np.ndarray, names: Mapping[int, str]) -> Any:
     """A map: points (P, 2) with a colour and a shape for each class; class -1 is unknown."""
     figure, axis = _chart(size=(4.0, 4.2))
+    named = []
     for i, (c, name) in enumerate(names.items()):
         mine = points[classes == c]
         colour = GRAY if c < 0 else CLASSES[i % len(CLASSES)]
-        axis.scatter(*mine.T, s=14, color=colour, marker=MARKERS[i % len(MARKERS)], alpha=0.75, linewidth=0, label=name)
+        dots = axis.scatter(*mine.T, s=14, color=colour, marker=MARKERS[i % len(MARKERS)], alpha=0.75, linewidth=0)
+        named.append((dots, name))
     axis.set_aspect("equal", adjustable="datalim")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -183,7 +186,7 @@ def scatter(points: np.ndarray, classes: np.ndarray, names: Mapping[int, str]) -
     for side in ("left", "bottom"):
         axis.spines[side].set_visible(False)
     if len(names) > 1:
-        _legend(figure, ncols=5)
+        _legend(figure, ncols=5, named=named)
     return figure
 
 
@@ -206,8 +209,7 @@ def save(figure: Any, folder: Path, name: str) -> str:
     from matplotlib import rc_context
 
     stream = StringIO()
-    with catch_warnings(), rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        filterwarnings("ignore", "Glyph .* missing from")  # of a class name; a browser has a font for it
+    with _any_glyph(), rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         _as_written(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is laid out; once is enough
@@ -286,13 +288,67 @@ def _percent(axis: Any, share: bool = False) -> None:
     axis.yaxis.set_major_formatter(lambda y, _: f"{100 * y:.3g}%")
 
 
-def _legend(figure: Any, title: str | None = None, ncols: int = 3) -> None:
-    """Above the chart, where it hides nothing."""
+LEGEND: dict[str, float] = {"fontsize": 8, "columnspacing": 1.2, "handlelength": 1.6, "handletextpad": 0.5}
+"""Lengths in units of the font size."""
+
+
+def _legend(
+    figure: Any, title: str | None = None, ncols: int = 3, named: Sequence[tuple[Any, str]] | None = None
+) -> None:
+    """Above the chart, where it hides nothing, in at most so many columns as there is room for.
+
+    ``named`` are what it shows, and how that is called; by default what has a label that does not begin with ``_``.
+    """
+    if named is None:
+        named = list(zip(*figure.axes[0].get_legend_handles_labels(), strict=True))
+    em = LEGEND["fontsize"]
+    gap, sign = LEGEND["columnspacing"] * em, (LEGEND["handlelength"] + LEGEND["handletextpad"]) * em
+    room = 72 * figure.get_figwidth() - 2 * em  # without its margins
+    with _any_glyph():
+        names = [_shortened(name, room - sign) for _, name in named]
+        widths = [sign + _width(name) for name in names]
+    while ncols > 1 and sum(max(part, default=0) + gap for part in _split(widths, ncols)) - gap > room:
+        ncols -= 1
     legend = figure.legend(
-        loc="outside upper left", ncols=ncols, frameon=False, fontsize=8, labelcolor=INK, title=title,
-        title_fontsize=8, columnspacing=1.2, handlelength=1.6, handletextpad=0.5, alignment="left",
+        [drawn for drawn, _ in named], ["name"] * len(names), loc="outside upper left", ncols=ncols, frameon=False,
+        labelcolor=INK, title=title, title_fontsize=em, alignment="left", **LEGEND,
     )  # fmt: skip
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_text(name)
     legend.get_title().set_color(INK)
+    more = max(0, -(-len(names) // ncols) - 3)  # rows, of which the chart gives room to three
+    figure.set_figheight(figure.get_figheight() + 1.6 * em * more / 72)
+
+
+def _split(widths: Sequence[float], ncols: int) -> list[list[float]]:
+    """Into columns, as matplotlib deals them out."""
+    return [part.tolist() for part in np.array_split(np.array(widths), ncols)]
+
+
+def _shortened(name: str, most: float) -> str:
+    """A name, or as much of its two ends, around an ellipsis, as is no wider than so many points."""
+    short, kept = name, len(name)
+    while kept and _width(short) > most:
+        kept -= 1
+        short = f"{name[: kept - kept // 2]}…{name[len(name) - kept // 2 :]}"
+    return short
+
+
+def _width(name: str) -> float:
+    """Of a name in a legend, in points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(size=LEGEND["fontsize"])
+    return float(text_to_path.get_text_width_height_descent(name, font, ismath=False)[0])
+
+
+@contextmanager
+def _any_glyph() -> Iterator[None]:
+    """Without a warning of glyphs of a class name that matplotlib's font lacks: a browser has a font for it."""
+    with catch_warnings():
+        filterwarnings("ignore", "Glyph .* missing from")
+        yield
 
 
 def _pixels(image: np.ndarray) -> np.ndarray:
