@@ -448,6 +448,21 @@ def test_without_classes_there_are_neighbours_and_a_map(undrawn, tmp_path):
     assert "Samples" in shown.sections["galleries"]
 
 
+@pytest.mark.parametrize(("trained", "asked"), [(True, True), (False, True), (True, False), (False, False)])
+def test_a_neighbour_is_right_or_wrong_where_both_classes_are_known(undrawn, tmp_path, trained, asked):
+    data, test = (
+        Samples(s.source, s.classes if known else None)
+        for s, known in ((images(40, 0), trained), (images(20, 1), asked))
+    )
+    learn(tmp_path / "run", data, test, view=la_core.ImageView(size=12))
+    report.report(tmp_path / "run")
+    shown = Page(tmp_path / "run")
+    pictures = [image for image in shown.all("img") if image["alt"] != "query"]
+    assert {image["class"] for image in pictures} <= ({"right", "wrong"} if trained else {""})
+    assert all(("class" in image["alt"]) == trained for image in pictures)
+    assert ("red dashed" in shown.sections["galleries"]) == trained
+
+
 def test_features_have_a_gallery_in_words_and_leave_themselves_out(undrawn, tmp_path):
     rng = np.random.default_rng(0)
     kinds = np.arange(50) % 2

@@ -242,11 +242,11 @@ def _galleries(contents: Contents) -> str:
         ),
         "sample": ("Samples", "Some queries and their nearest samples; no class says which are right."),
     }
+    marks = "; a green line under a picture is the query's class, a red dashed one another"
     parts = [
         paragraph(
             f"Asked: {escape(contents.facts['queries'])}. Left the query, then its nearest training "
-            "samples, nearest first; a green line under a picture is the query's class, a red dashed one "
-            "another."
+            f"samples, nearest first{'' if 'sample' in arrays['gallery_kind'] else marks}."
         )
     ]
     for kind, (title, told) in titles.items():
@@ -287,7 +287,7 @@ def _gallery_row(contents: Contents, row: int) -> str:
     pictures = [picture(arrays["gallery_query_images"][row], "query", "")]
     for image, c, cosine in zip(arrays["gallery_images"][row], theirs, arrays["gallery_cosines"][row], strict=True):
         name = f"class {contents.class_name(int(c))}, " if c >= 0 else ""
-        mark = "" if truth < 0 else "right" if c == truth else "wrong"
+        mark = "" if truth < 0 or c < 0 else "right" if c == truth else "wrong"
         pictures.append(picture(image, f"{name}cosine {cosine:.2f}", mark))
     return f'<div class="row">{"".join(pictures)}</div><p>{told}</p>'
 
