@@ -282,6 +282,24 @@ def test_warnings_are_told_with_their_remedy(undrawn, finished, tmp_path):
     assert "Collapsed</strong>, at 3 epochs from 2 to 4" in main_part
 
 
+@pytest.mark.parametrize("said", [[], ["It <fell>."]])
+def test_without_settings_nothing_is_said_to_be_well(undrawn, finished, tmp_path, said):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    lines = [line | {"warnings": said if line["epoch"] == 2 else []} for line in lines]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    newer = json.loads((folder / "settings.json").read_text()) | {"not_yet_known": 1}
+    (folder / "settings.json").write_text(json.dumps(newer))
+    report.report(folder)
+    header, _, main_part = (folder / "report.html").read_text().partition("<main")
+    assert "No warning" not in header
+    assert "Nothing to warn of" not in main_part
+    assert "settings could not be read, so its health was not checked" in header
+    assert "settings could not be read, so nothing was checked" in main_part
+    assert ("The run warned at epoch 2: It &lt;fell&gt;." in header) == bool(said)
+    assert ("At epoch 2: It &lt;fell&gt;." in main_part) == bool(said)
+
+
 def test_no_run_folder_no_page(undrawn, tmp_path, finished):
     with pytest.raises(RunFolderError, match=r"metrics\.jsonl"):
         report.report(tmp_path)

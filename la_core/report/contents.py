@@ -62,7 +62,7 @@ class Contents:
         return str(names[c]) if 0 <= c < len(names) else str(c)
 
     def warnings(self) -> dict[str, tuple[list[int], str]]:
-        """By name: the epochs at which something was found, and the last sentence about it."""
+        """By name: the epochs at which something was found, and the last sentence about it. Needs the settings."""
         found: dict[str, tuple[list[int], str]] = {}
         if self.settings is None:
             return found
@@ -70,6 +70,10 @@ class Contents:
             for name, sentence in health.warnings(record, self.settings, record["health"]["rows"]).items():
                 found[name] = ([*found.get(name, ([], ""))[0], record["epoch"]], sentence)
         return found
+
+    def said(self) -> list[tuple[int, str]]:
+        """What the run itself warned of, and at which epoch it began."""
+        return [(record["epoch"], sentence) for record in self.measured for sentence in record.get("warnings", ())]
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -45,6 +45,10 @@ def verdict(contents: Contents) -> str:
         return paragraph(*lines) + notice(f"<p>{escape(now[first])}</p>{more}")
     if not contents.measured:
         lines.append("Its health was not recorded.")
+    elif contents.settings is None:
+        lines.append("The settings could not be read, so its health was not checked.")
+        said = [f"The run warned at epoch {epoch}: {escape(sentence)}" for epoch, sentence in contents.said()[-1:]]
+        return paragraph(*lines) + "".join(notice(f'<p>{line} <a href="#health">See Health</a>.</p>') for line in said)
     else:
         lines.append("No warning at the last epoch" + (", but some before." if found else ", and none before."))
     return paragraph(*lines)
@@ -305,6 +309,9 @@ def _health(contents: Contents) -> str:
         )
         parts.append(notice(f"<ul>{items}</ul>"))
     elif contents.settings is None:
+        said = "".join(f"<li>At epoch {epoch}: {escape(sentence)}</li>" for epoch, sentence in contents.said())
+        if said:
+            parts.append(notice(f"<p>The run warned as it went.</p><ul>{said}</ul>"))
         parts.append(
             missing(
                 "The settings could not be read, so nothing was checked",
