@@ -328,6 +328,28 @@ def test_the_command(finished, tmp_path, capsys):
     assert "report" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("why", ["a file is in the way", "it cannot be written"])
+def test_a_page_elsewhere_asks_no_room_in_the_run_folder(finished, tmp_path, monkeypatch, why):
+    monkeypatch.setattr(page, "SECTIONS", {name: page.SECTIONS[name] for name in ("curves", "galleries")})
+    folder, out = shutil.copytree(finished, tmp_path / HOSTILE), tmp_path / "page.html"
+    assert report.report(folder, out) == out
+    usual = out.read_text(encoding="utf-8")
+    shutil.rmtree(folder / "figures")
+    if why == "a file is in the way":
+        (folder / "figures").touch()
+    else:
+        monkeypatch.setattr(page.os, "access", lambda path, mode: path != folder / "figures")
+    before = {path: path.stat().st_mtime_ns for path in folder.glob("*.*")}
+    with pytest.warns(UserWarning, match="the figures are in the page alone"):
+        assert main(["report", str(folder), "--out", str(out)]) == 0
+    assert out.read_text(encoding="utf-8") == usual
+    assert {path: path.stat().st_mtime_ns for path in folder.glob("*.*")} == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", HOSTILE]
+    assert not (folder / "figures").is_dir() or not list((folder / "figures").iterdir())
+    with pytest.raises(RunFolderError, match="cannot be written"):
+        report.report(folder)
+
+
 # The figures ----------------------------------------------------------------------------------------------------------
 
 POINTS = np.arange(24.0).reshape(12, 2)

@@ -31,6 +31,8 @@ class Contents:
     facts: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     """See :mod:`la_core.report.record`."""
+    figures: Path | None = None
+    """The folder for the figures as files; without, they are only in the page."""
 
     @classmethod
     def read(cls, folder: Path) -> Contents:

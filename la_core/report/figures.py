@@ -200,8 +200,8 @@ def gallery(queries: np.ndarray, images: np.ndarray, right: np.ndarray | None) -
     return _mosaic(cells, 0.6)[0]
 
 
-def save(figure: Any, folder: Path, name: str) -> str:
-    """Write a figure as PNG and as SVG into a folder. Returns the SVG for a page, as markup.
+def save(figure: Any, folder: Path | None, name: str) -> str:
+    """Write a figure as PNG and as SVG into a folder, if one is given. Returns the SVG for a page, as markup.
 
     In the page its ink follows the text (``currentColor``), its identifiers are its own, and it is as wide as there
     is room.
@@ -213,10 +213,12 @@ def save(figure: Any, folder: Path, name: str) -> str:
         _as_written(figure)
         figure.draw_without_rendering()
         figure.set_layout_engine("none")  # it is laid out; once is enough
-        figure.savefig(folder / f"{name}.png", dpi=120)
+        if folder is not None:
+            figure.savefig(folder / f"{name}.png", dpi=120)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None})
     markup = stream.getvalue()
-    (folder / f"{name}.svg").write_text(markup, encoding="utf-8")
+    if folder is not None:
+        (folder / f"{name}.svg").write_text(markup, encoding="utf-8")
     markup = markup[markup.index("<svg") :]
     markup = re.sub(r"<metadata>.*?</metadata>", "", markup, flags=re.DOTALL)
     markup = re.sub(r"<!--.*?-->", "", markup, flags=re.DOTALL)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import warnings
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -23,7 +26,8 @@ def report(run_folder: str | Path, output: str | Path | None = None) -> Path:
     run_folder
         Of :func:`la_core.train`, finished or not. What it lacks is named on the page, with how to record it.
     output
-        The page; by default ``report.html`` in the run folder.
+        The page; by default ``report.html`` in the run folder. Where that cannot be written, a page elsewhere has the
+        figures all the same, and a warning says that they are not in files.
 
     Returns
     -------
@@ -42,11 +46,26 @@ def report(run_folder: str | Path, output: str | Path | None = None) -> Path:
     contents = Contents.read(folder)
     path = folder / "report.html" if output is None else Path(output)
     try:
-        (folder / "figures").mkdir(exist_ok=True)
+        contents = replace(contents, figures=_for_figures(folder, output is not None))
         path.write_text(page(contents), encoding="utf-8")
     except OSError as error:
         raise RunFolderError(f"the report cannot be written: {error}") from error
     return path
+
+
+def _for_figures(folder: Path, spare: bool) -> Path | None:
+    """Where they are written; None, with a warning, where that cannot be and they can be spared."""
+    figures = folder / "figures"
+    try:
+        figures.mkdir(exist_ok=True)
+        if not os.access(figures, os.W_OK):
+            raise PermissionError(f"{figures} cannot be written")
+    except OSError as error:
+        if not spare:
+            raise
+        warnings.warn(f"the figures are in the page alone, not in files: {error}", stacklevel=3)
+        return None
+    return figures
 
 
 def page(contents: Contents) -> str:

@@ -266,7 +266,7 @@ def _galleries(contents: Contents) -> str:
                 arrays["gallery_images"][rows],
                 None if kind == "sample" else right,
             )
-            figures.save(drawn, contents.folder / "figures", f"gallery-{title.lower()}")
+            figures.save(drawn, contents.figures, f"gallery-{title.lower()}")
         items = "".join(f"<li>{_gallery_row(contents, int(row))}</li>" for row in rows)
         parts.append(f'<h3>{title}</h3>{paragraph(told)}<ol class="gallery">{items}</ol>')
     return "".join(parts)
@@ -424,8 +424,8 @@ SECTIONS: dict[str, tuple[str, Callable[[Contents], str]]] = {
 
 
 def _figure(contents: Contents, name: str, figure: Any, title: str, caption: str) -> str:
-    """Draw a chart into the run folder and the page."""
-    return chart(figures.save(figure, contents.folder / "figures", name), name, title, caption)
+    """Draw a chart into the page, and as files."""
+    return chart(figures.save(figure, contents.figures, name), name, title, caption)
 
 
 def _epochs(epochs: Sequence[int]) -> str:
