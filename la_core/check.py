@@ -153,9 +153,9 @@ COLDEST = 1e-4
 """The lowest temperature: below it scores over it leave what a float32 can tell apart."""
 
 
-def temperature(value: object) -> float:
+def temperature(value: object, name: str = "temperature") -> float:
     """A temperature of scores."""
-    return number("temperature", value, COLDEST)
+    return number(name, value, COLDEST)
 
 
 def choice(name: str, value: str, allowed: tuple[str, ...]) -> str:

@@ -40,6 +40,8 @@ PER_CLUSTER = (25, 150)
 Discrimination. More: unlike things are called close. The paper's ImageNet settings have 43 to 128."""
 IDENTICAL = 0.95
 """Agreement of two clusterings of a round, above chance. Their union is then worth no more than one of them."""
+CERTAIN = 0.999
+"""Agreement by chance above which there is nothing left to tell."""
 CHANGING = 0.3
 """Agreement of the labels of two successive rounds, above chance. Below, most of what was close an epoch ago is so no
 more. A good run on digits has 0.6 to 0.75, a collapsed one 0.28."""
@@ -124,12 +126,14 @@ def close_sizes(labels: Array, indices: Array, *, combine: str = "union", budget
 def cluster_sizes(labels: np.ndarray, n_clusters: int | Sequence[int] | None = None) -> np.ndarray:
     """Members of every cluster of every clustering, one after the other: ``(H, N) -> (sum of m,)``.
 
-    ``n_clusters`` is m, or one for each clustering; by default the largest label plus one. A negative label means
-    none.
+    ``n_clusters`` is m, or one for each clustering; by default only clusters that have members count. A negative label
+    means none.
     """
-    if n_clusters is None or isinstance(n_clusters, int):
-        n_clusters = [n_clusters or 0] * len(labels)
-    return np.concatenate([np.bincount(row[row >= 0], minlength=m) for row, m in zip(labels, n_clusters, strict=True)])
+    held = [row[row >= 0] for row in labels]
+    if n_clusters is None:
+        return np.concatenate([np.unique(row, return_counts=True)[1] for row in held])
+    many = n_clusters if isinstance(n_clusters, Sequence) else [n_clusters] * len(labels)
+    return np.concatenate([np.bincount(row, minlength=m) for row, m in zip(held, many, strict=True)])
 
 
 def agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -137,11 +141,18 @@ def agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, fl
 
     Chance alone makes NMI large where clusters are many and small: 0.6 for the paper's 30 000 clusters. ``(nmi -
     chance) / (1 - chance)`` is 0 for unrelated labellings and 1 for equal ones (Vinh et al., JMLR 2010, with the
-    expectation estimated by one shuffle of the first pair).
+    expectation estimated by one shuffle for each two numbers of clusters).
     """
-    a, b = pairs[0]
-    shuffled = b[generator(0, "chance").permutation(len(b))]
-    return float(np.mean([nmi(a, b) for a, b in pairs])), nmi(a, shuffled)
+    order = generator(0, "chance").permutation(len(pairs[0][0]))
+    chance: dict[tuple[int, int], float] = {}
+    both = []
+    for a, b in pairs:
+        sizes = len(np.unique(a)), len(np.unique(b))
+        if sizes not in chance:
+            chance[sizes] = nmi(a, b[order])
+        both.append((nmi(a, b), chance[sizes]))
+    mean, by_chance = np.mean(both, axis=0)
+    return float(mean), float(by_chance)
 
 
 # Record --------------------------------------------------------------------------------------------------------------
@@ -156,8 +167,10 @@ class Health:
         self.said: set[str] = set()
         """Short names of what was found wrong in the last record."""
 
-    def record(self, run: Run) -> dict[str, Any]:
+    def record(self, run: Run, *, brought: bool = False) -> dict[str, Any]:
         """What the run looks like: numbers, lists and None only, as in ``metrics.jsonl``.
+
+        Labels that were ``brought`` along have as many clusters as have members, whatever the settings say.
 
         ``rows``, ``dim``, ``effective_rank``, ``mean_similarity``
             Of the bank.
@@ -166,7 +179,7 @@ class Health:
             view; ``age_mean``, ``age_max``: steps since a row was written.
         ``clusters``, from the first clustering on
             Members of a cluster: ``quantiles`` (least, quarter, half, three quarters, most); ``n``; ``empty``; and
-            ``histogram``, of clusters with 0, 1, 2-3, 4-7, ... members.
+            ``histogram``, of clusters with 0, 1, 2-3, 4-7, ... members; ``brought``, whether the labels were.
         ``close``, from the first clustering on
             C of the chosen samples: ``quantiles`` of its size over the whole bank; ``in_background``, the mean share
             of it that lies in B; ``without``, the share of samples that have none of it there.
@@ -191,13 +204,13 @@ class Health:
         if run.state.labels is not None:
             record["close"] = self._close(run, rows, z)
             labels = host(run.state.labels)
-            brought = labels.shape[0] != run.settings.n_clusterings
             sizes = cluster_sizes(labels, None if brought else run.settings.n_clusters)
             record["clusters"] = {
                 "n": sizes.size,
                 "empty": int((sizes == 0).sum()),
                 "quantiles": _quantiles(sizes),
                 "histogram": np.bincount(np.ceil(np.log2(sizes + 1)).astype(int)).tolist(),
+                "brought": brought,
             }
             record["agreement"] = self._agreement(labels)
             self.labels = labels
@@ -268,10 +281,13 @@ def warnings(record: Mapping[str, Any], settings: Settings, n: int) -> dict[str,
 
 
 def above_chance(health: Mapping[str, Any], which: str) -> float | None:
-    """Agreement ``"within"`` a round or ``"between"`` two: 0 at chance, 1 for equal labels; None where not measured."""
+    """Agreement ``"within"`` a round or ``"between"`` two: 0 at chance, 1 for equal labels.
+
+    None where it was not measured, or where chance alone makes all agree, as with a cluster for each sample.
+    """
     found = health.get("agreement", {})
     value, chance = found.get(which), found.get(f"{which}_chance")
-    return None if value is None else float((value - chance) / max(1.0 - chance, 1e-6))
+    return None if value is None or chance > CERTAIN else float((value - chance) / (1.0 - chance))
 
 
 def _collapsed(record: Mapping[str, Any], settings: Settings, n: int) -> str | None:
@@ -311,7 +327,8 @@ def _cluster_size(record: Mapping[str, Any], settings: Settings, n: int) -> str 
     low, high = PER_CLUSTER
     sizes = settings.n_clusters if isinstance(settings.n_clusters, tuple) else (settings.n_clusters,)
     wrong = [n / m for m in sizes if m and not low <= n / m <= high]
-    if not wrong or n < low or "clusters" not in record["health"]:
+    clusters = record["health"].get("clusters")
+    if not wrong or n < low or clusters is None or clusters.get("brought"):
         return None
     return (
         f"n_clusters is {settings.n_clusters} for {n} samples, about {wrong[0]:.0f} in a cluster; Local Aggregation "

@@ -316,7 +316,7 @@ class _Trainer:
             record |= self._measure()
         if settings.health_every and (run.epoch + 1) % settings.health_every == 0:
             with self._clock("health"):
-                record["health"] = memory.health.record(run)
+                record["health"] = memory.health.record(run, brought=self.given_labels is not None)
             record["warnings"] = memory.health.warnings(record, settings, len(run.data))
         self._agree()
         total = time.perf_counter() - memory.began

@@ -212,6 +212,23 @@ def test_any_sized_indexable_source(tmp_path):
     assert part[0][0, 0] == 2
 
 
+@pytest.mark.parametrize("dtype", ["i1", "u2", "u8", ">i4", ">u8"])
+def test_classes_are_kept_as_integers_that_every_library_has(dtype):
+    classes = data.samples(np.zeros((4, 3)), np.array([0, 2, 2, 5], dtype)).classes
+    assert classes.dtype == np.dtype("int64")
+    assert classes.dtype.isnative
+    assert classes.tolist() == [0, 2, 2, 5]
+
+
+def test_classes_that_are_all_minus_one_are_not_known():
+    class Unlabelled(list):
+        labels = np.full(3, -1)
+
+    for some in (data.samples(np.zeros((3, 2)), [-1] * 3), data.samples(Unlabelled(np.zeros((3, 2))))):
+        assert some.classes is None
+        assert some.part(np.array([1])).classes is None
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -224,6 +241,7 @@ def test_any_sized_indexable_source(tmp_path):
         (lambda tmp: data.samples([np.zeros(3), np.full(3, np.nan)])[1], "sample 1 holds NaN"),
         (lambda tmp: data.samples(np.zeros((4, 3)), np.zeros(4)), "integers"),
         (lambda tmp: data.samples(np.zeros((4, 3)), [0, 1, -1, 2]), "at least 0"),
+        (lambda tmp: data.samples(np.zeros((4, 3)), ["a", "b", "a", "b"]), "classes must be integers"),
         (lambda tmp: data.samples(data.samples(np.zeros((4, 3))), [0, 1]), "classes must have shape"),
         (lambda tmp: data.samples([{"image": 1, "label": 2}])[0], "image, label: la_core.data.from_hub"),
         (lambda tmp: data.samples({"train": [1]}), "sized and indexable"),

@@ -44,6 +44,30 @@ def test_knn_is_its_definition(variant, k, budget):
 
 
 @every_variant
+def test_classes_may_be_called_by_any_numbers(variant):
+    """As those of ImageNet's synsets: the answer is the same, in no more memory."""
+    rows, queries = RNG.standard_normal((41, 6)), RNG.standard_normal((19, 6))
+    labels, called = RNG.integers(0, 3, 41), np.array([1440764, 2007558, 15075141])
+    plain, gaps = (
+        variant.to_host(evaluate.knn(*map(variant.asarray, (rows, y, queries)), k=7)) for y in (labels, called[labels])
+    )
+    np.testing.assert_array_equal(gaps, called[plain])
+    truth = RNG.integers(0, 3, 19)
+    plain, gaps = (
+        evaluate.knn_grid(*map(variant.asarray, (rows, y, queries, t)), ks=(7,)).accuracy
+        for y, t in ((labels, truth), (called[labels], called[truth]))
+    )
+    np.testing.assert_array_equal(gaps, plain)
+    plain, gaps = (
+        evaluate.gallery(*map(variant.asarray, (rows, y, queries, t)), k=3, n=4)
+        for y, t in ((labels, truth), (called[labels], called[truth]))
+    )
+    assert gaps.kind == plain.kind
+    np.testing.assert_array_equal(variant.to_host(gaps.predicted), called[variant.to_host(plain.predicted)])
+    np.testing.assert_array_equal(variant.to_host(gaps.queries), variant.to_host(plain.queries))
+
+
+@every_variant
 def test_leave_one_out(variant):
     rows, labels, own = RNG.standard_normal((30, 5)), RNG.integers(0, 3, 30), np.array([3, 0, 29, 3])
     for queries in (rows[own], -rows[own]):  # itself the nearest, and itself the farthest

@@ -81,7 +81,9 @@ def test_close_sizes_count_the_close_of_the_whole_bank(variant, combine, seed, c
 def test_cluster_sizes_count_what_has_a_cluster_and_clusters_without_anything():
     labels = np.array([[0, 0, 2, -1, 2, 2], [1, 1, 1, 1, 1, 1]])
     np.testing.assert_array_equal(health.cluster_sizes(labels, (4, 2)), [2, 0, 3, 0, 0, 6])
-    np.testing.assert_array_equal(health.cluster_sizes(labels), [2, 0, 3, 0, 6])
+    np.testing.assert_array_equal(health.cluster_sizes(labels, np.int64(3)), [2, 0, 3, 0, 6, 0])
+    np.testing.assert_array_equal(health.cluster_sizes(labels), [2, 3, 6])
+    np.testing.assert_array_equal(health.cluster_sizes(labels * 10**9), [2, 3, 6])  # whatever they are called
 
 
 @given(seed=st.integers(0, 2**16), m=st.integers(2, 60))
@@ -93,6 +95,21 @@ def test_agreement_is_one_for_equal_labels_and_nothing_above_chance_for_unrelate
     assert health.above_chance({"agreement": facts}, "within") == pytest.approx(1.0)
     facts = dict(zip(("between", "between_chance"), health.agreement([(a, b)]), strict=True))
     assert abs(health.above_chance({"agreement": facts}, "between")) < 0.05
+
+
+def test_agreement_of_clusterings_that_differ_in_size_is_nothing_above_chance():
+    rng = np.random.default_rng(0)
+    before, after = ([rng.integers(0, m, 5000) for m in (5, 1500, 1500)] for _ in range(2))
+    found = health.agreement(list(zip(before, after, strict=True)))
+    facts = dict(zip(("between", "between_chance"), found, strict=True))
+    assert facts["between"] > 0.5
+    assert abs(health.above_chance({"agreement": facts}, "between")) < 0.05
+
+
+@pytest.mark.parametrize("labels", [np.zeros(40, int), np.arange(40)])
+def test_where_chance_makes_all_agree_nothing_is_told(labels):
+    facts = dict(zip(("within", "within_chance"), health.agreement([(labels, labels)] * 2), strict=True))
+    assert health.above_chance({"agreement": facts}, "within") is None
 
 
 @pytest.mark.parametrize(
@@ -116,11 +133,11 @@ def test_bad_input(call, error):
 class Watch(Callback):
     """Records every epoch, as train does when it is asked to."""
 
-    def __init__(self):
-        self.health, self.records, self.labels = Health(), [], []
+    def __init__(self, brought=False):
+        self.health, self.records, self.labels, self.brought = Health(), [], [], brought
 
     def on_epoch(self, run, record):
-        self.records.append({**record, "health": self.health.record(run)})
+        self.records.append({**record, "health": self.health.record(run, brought=self.brought)})
         self.labels.append(None if run.state.labels is None else np.array(run.state.labels))
 
 
@@ -130,7 +147,7 @@ SMALL = Settings(epochs=4, warmup_epochs=2, batch_size=50, n_clusters=5, n_clust
 
 
 def watched(settings=SMALL, **options):
-    watch, backend = Watch(), la_core.backend("numpy")
+    watch, backend = Watch("labels" in options), la_core.backend("numpy")
     encoder = MLP(backend, (12, 24, 8), settings)
     run = train(FEATURES, encoder, backend=backend, settings=settings, callbacks=[watch], progress=False, **options)
     return run, watch
@@ -168,10 +185,21 @@ def test_measuring_changes_nothing():
 def test_labels_that_were_brought_are_measured_too():
     _, watch = watched(labels=np.stack([KINDS, np.where(KINDS == 0, -1, KINDS), KINDS]))
     last = watch.records[-1]["health"]
-    assert last["clusters"]["n"] == 12
-    assert last["clusters"]["empty"] == 1  # in the second clustering the kind 0 has no cluster
+    assert last["clusters"]["n"] == 11  # in the second clustering the kind 0 has no cluster
+    assert last["clusters"]["empty"] == 0
     assert last["close"]["quantiles"] == [50.0] * 5
     assert last["agreement"]["between"] is None  # never another round
+
+
+def test_the_settings_say_nothing_about_clusters_that_were_brought():
+    """As many clusterings as the settings have, of sizes that are well, though the settings' own would not be."""
+    labels = np.stack([np.arange(200) % 5 * 10**9] * 2)
+    run, watch = watched(replace(SMALL, n_clusters=1), labels=labels)
+    assert run.history[-1]["health"]["clusters"] == watch.records[-1]["health"]["clusters"]
+    assert (run.history[-1]["health"]["clusters"]["n"], run.history[-1]["health"]["clusters"]["empty"]) == (10, 0)
+    assert "cluster size" not in health.warnings(run.history[-1], run.settings, 200)
+    own = watched(replace(SMALL, n_clusters=1))[0]
+    assert "cluster size" in health.warnings(own.history[-1], own.settings, 200)
 
 
 def test_the_histogram_is_by_powers_of_two():

@@ -28,7 +28,7 @@ class Samples:
 
     source: Source
     classes: np.ndarray | None = None
-    """(N,) integers of at least 0."""
+    """(N,) integers of at least 0, kept as int64. Where every one is -1, as data sets mark what is not known: None."""
     class_names: tuple[str, ...] = ()
     """By class, if they have names."""
 
@@ -41,10 +41,15 @@ class Samples:
             raise DataError(
                 f"classes must have shape ({len(self.source)},), one for each sample; got {self.classes.shape}"
             )
-        if self.classes.dtype.kind not in "iu" or self.classes.min() < 0:
+        if self.classes.dtype.kind not in "iu":
             raise DataError(
-                f"classes must be integers of at least 0; got {self.classes.dtype}, the least {self.classes.min()}"
+                f"classes must be integers; got {self.classes.dtype}: names, classes = numpy.unique(..., "
+                "return_inverse=True) numbers what are words"
             )
+        classes = self.classes.astype(np.int64, copy=False)  # other libraries lack some of NumPy's integers
+        if classes.min() < 0 and (classes != -1).any():
+            raise DataError(f"classes must be at least 0, or all of them -1; the least is {classes.min()}")
+        object.__setattr__(self, "classes", None if classes.min() < 0 else classes)
 
     def __len__(self) -> int:
         return len(self.source)

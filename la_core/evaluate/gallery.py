@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from la_core import check
 from la_core.evaluate.knn import bytes_per_query, checked_k, votes
-from la_core.evaluate.search import labelled, search
+from la_core.evaluate.search import labelled, numbered, search
 from la_core.kernels import BUDGET, Array
 
 
@@ -81,13 +81,14 @@ def gallery(
     temperature = check.temperature(temperature)
     check.count("budget", budget)
 
-    n_classes = int(xp.max(labels)) + 1
+    there, label = numbered(labels)
+    n_classes = there.shape[0]
     winners, shares = [], []
     for _, scores, found in search(lines, bank, voters, own, bytes_per_query(voters, n_classes), budget):
-        cast = votes(scores, found, labels, n_classes, temperature)
+        cast = votes(scores, found, label, n_classes, temperature)
         winners.append(xp.argmax(cast, axis=1))
         shares.append(xp.max(cast, axis=1) / xp.sum(cast, axis=1))
-    predicted, confidence = xp.astype(xp.concat(winners), labels.dtype, copy=False), xp.concat(shares)
+    predicted, confidence = xp.take(there, xp.concat(winners)), xp.concat(shares)
 
     right = predicted == query_labels
     n_right = int(xp.sum(xp.astype(right, xp.int32)))

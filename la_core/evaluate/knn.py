@@ -9,7 +9,7 @@ import numpy as np
 
 from la_core import check, kernels
 from la_core.errors import ShapeError
-from la_core.evaluate.search import best, labelled, search
+from la_core.evaluate.search import best, labelled, numbered, search
 from la_core.kernels import BUDGET, Array
 from la_core.spaces import array_namespace, device
 
@@ -40,7 +40,7 @@ def knn(
     k
         Neighbours that vote: 1 to N (to N - 1 with ``own``). The protocol's 200 is for large N.
     temperature
-        Above 0.
+        At least 1e-4.
     own
         (Q,) row of ``embeddings`` that is the query itself and must not vote, for leave-one-out.
     budget
@@ -62,12 +62,13 @@ def knn(
     k = checked_k("k", k, embeddings, own)
     temperature = check.temperature(temperature)
     check.count("budget", budget)
-    n_classes = int(xp.max(labels)) + 1
+    there, label = numbered(labels)
+    n_classes = there.shape[0]
     predicted = [
-        xp.argmax(votes(scores, found, labels, n_classes, temperature), axis=1)
+        xp.argmax(votes(scores, found, label, n_classes, temperature), axis=1)
         for _, scores, found in search(lines, bank, k, own, bytes_per_query(k, n_classes), budget)
     ]
-    return xp.astype(xp.concat(predicted), labels.dtype, copy=False)
+    return xp.take(there, xp.concat(predicted))
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,15 +142,17 @@ def knn_grid(
     if not len(ks) or not len(temperatures):
         raise ShapeError("ks and temperatures must have at least one value each")
     ks = tuple(checked_k("each of ks", k, embeddings, own) for k in ks)
-    temperatures = tuple(check.number("each of temperatures", t, 0.0, open_low=True) for t in temperatures)
+    temperatures = tuple(check.temperature(t, "each of temperatures") for t in temperatures)
     check.count("budget", budget)
-    n_classes, most = int(xp.max(labels)) + 1, max(ks)
+    there, label = numbered(labels)
+    n_classes, most = there.shape[0], max(ks)
     right = np.zeros((len(ks), len(temperatures)), dtype=np.int64)
     for some, scores, found in search(lines, bank, most, own, bytes_per_query(most, n_classes), budget):
         for i, k in enumerate(ks):
             nearer, which = best(scores, found, k)
             for j, temperature in enumerate(temperatures):
-                predicted = xp.argmax(votes(nearer, which, labels, n_classes, temperature), axis=1)
+                cast = votes(nearer, which, label, n_classes, temperature)
+                predicted = xp.take(there, xp.argmax(cast, axis=1))
                 right[i, j] += int(xp.sum(xp.astype(predicted == truth[some], xp.int32)))
     return KnnGrid(
         ks, temperatures, right / lines.shape[0], bank.shape[0], lines.shape[0], own is not None, source, layer, crop
@@ -167,7 +170,10 @@ def bytes_per_query(k: int, n_classes: int) -> int:
 
 
 def votes(scores: Array, indices: Array, labels: Array, n_classes: int, temperature: float) -> Array:
-    """Votes of the neighbours for each class, the nearest one's being 1: (Q, k), (Q, k), (N,) -> (Q, n_classes)."""
+    """Votes of the neighbours for each class, the nearest one's being 1: (Q, k), (Q, k), (N,) -> (Q, n_classes).
+
+    Labels are places among the classes that occur (:func:`numbered`).
+    """
     xp = array_namespace(scores)
     q, k = scores.shape
     weights = xp.exp((scores - xp.max(scores, axis=1, keepdims=True)) / temperature)

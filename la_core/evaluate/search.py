@@ -9,7 +9,7 @@ from la_core import check, kernels, shards
 from la_core.bank import unit
 from la_core.errors import KindError, RangeError, ShapeError
 from la_core.kernels import Array
-from la_core.spaces import array_namespace
+from la_core.spaces import array_namespace, device
 
 
 def rows(name: str, x: Array) -> None:
@@ -68,6 +68,16 @@ def labelled(
     if own is not None:
         check.indices("own", own, (asked.shape[0],), embeddings.shape[0])
     return xp, bank, unit(kernels.like(asked, bank))
+
+
+def numbered(labels: Array) -> tuple[Array, Array]:
+    """The classes that occur, rising (C,), and the place of each label among them (N,), for there may be gaps."""
+    xp = array_namespace(labels)
+    rising = xp.sort(labels)
+    others = xp.cumulative_sum(xp.astype(rising[1:] != rising[:-1], xp.int32), include_initial=True)
+    count = xp.arange(int(others[-1]) + 1, dtype=others.dtype, device=device(labels))
+    there = xp.take(rising, xp.searchsorted(others, count))
+    return there, xp.searchsorted(there, labels)
 
 
 def unit_rows(embeddings: Array, as_it_is: bool) -> Array:

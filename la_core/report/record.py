@@ -10,7 +10,7 @@ A run folder gets two files more; nothing in them grows with the number of sampl
     ``class_names``  by class, or empty
     ``queries``      in words: who was asked for its neighbours
     ``knn``          ``ks``, ``temperatures``, ``accuracy`` (len(ks), len(temperatures)), ``protocol`` in words; or null
-    ``class_accuracy``  by class, null for a class without queries; or null where no classes are known
+    ``class_accuracy``  of each class that has queries, by its number; absent where no classes are known
 
 ``evaluation.npz``
     ``density_<i>``  (2, S) float32, local and background density of the same S samples at phase i
@@ -154,10 +154,9 @@ class Recorder(Callback):
             }
             votes: dict[str, Any] = {"temperature": settings.knn_temperature, "own": mine, "budget": settings.budget}
             right = run.backend.to_host(evaluate.knn(bank, classes, lines, k=k, **votes)) == asked.classes
-            self.facts["class_accuracy"] = [
-                float(right[asked.classes == c].mean()) if (asked.classes == c).any() else None
-                for c in range(int(run.data.classes.max()) + 1)
-            ]
+            self.facts["class_accuracy"] = {
+                int(c): float(right[asked.classes == c].mean()) for c in np.intersect1d(asked.classes, run.data.classes)
+            }
             shown = evaluate.gallery(bank, classes, lines, truth, k=min(NEIGHBOURS, most), n=GALLERY, voters=k, **votes)
             self._gallery(run, asked, own, Gallery(shown.kind, *(run.backend.to_host(x) for x in shown[1:])))
         else:
@@ -216,8 +215,8 @@ class Recorder(Callback):
 def chosen_classes(facts: dict[str, Any], classes: np.ndarray) -> list[int]:
     """The classes of the map: all of up to twice ``MAP_CLASSES``, else those of highest and of lowest accuracy."""
     there: list[int] = np.unique(classes).tolist()
-    accuracy = facts.get("class_accuracy") or []
-    known = [c for c in there if c < len(accuracy) and accuracy[c] is not None]
+    accuracy = facts.get("class_accuracy", {})
+    known = [c for c in there if c in accuracy]
     if len(there) <= 2 * MAP_CLASSES or len(known) < 2 * MAP_CLASSES:
         return there[: 2 * MAP_CLASSES]
     ranked = sorted(known, key=lambda c: -accuracy[c])

@@ -197,12 +197,12 @@ def _map(contents: Contents) -> str:
         return missing("No embeddings were recorded for a map", RECORDER)
     x, classes = contents.arrays["map_embeddings"], contents.arrays["map_classes"]
     there = np.unique(classes).tolist()
-    accuracy = contents.facts.get("class_accuracy")
+    accuracy = {int(c): share for c, share in (contents.facts.get("class_accuracy") or {}).items()}
     groups: list[tuple[str, str, list[int]]] = [("map", "All classes", there)]
     if there == [-1]:
         groups = [("map", "Samples", there)]
-    elif accuracy and len(accuracy) > len(there) == 2 * MAP_CLASSES and all(accuracy[c] is not None for c in there):
-        ranked = sorted(there, key=lambda c: -(accuracy[c] or 0.0))
+    elif len(accuracy) > len(there) == 2 * MAP_CLASSES and all(c in accuracy for c in there):
+        ranked = sorted(there, key=lambda c: -accuracy[c])
         groups = [
             ("map-best", "Classes of highest accuracy", ranked[:MAP_CLASSES]),
             ("map-worst", "Classes of lowest accuracy", ranked[MAP_CLASSES:]),
@@ -214,7 +214,7 @@ def _map(contents: Contents) -> str:
             continue
         placed = evaluate.mds(unit(x[mine].astype(np.float64)), min(2, int(mine.sum())))
         names = {c: "unknown class" if c < 0 else contents.class_name(c) for c in chosen}
-        told = "" if accuracy is None else _accuracy_by_class(contents, accuracy, chosen)
+        told = _accuracy_by_class(contents, accuracy, chosen)
         parts.append(
             _figure(
                 contents,
@@ -228,9 +228,8 @@ def _map(contents: Contents) -> str:
     return paragraph("Classical multidimensional scaling of the embeddings, by their cosines.") + grid(parts)
 
 
-def _accuracy_by_class(contents: Contents, accuracy: Sequence[float | None], chosen: Iterable[int]) -> str:
-    known = [(c, accuracy[c]) for c in chosen if 0 <= c < len(accuracy) and accuracy[c] is not None]
-    told = ", ".join(f"{contents.class_name(c)}: {x:.0%}" for c, x in known)
+def _accuracy_by_class(contents: Contents, accuracy: Mapping[int, float], chosen: Iterable[int]) -> str:
+    told = ", ".join(f"{contents.class_name(c)}: {accuracy[c]:.0%}" for c in chosen if c in accuracy)
     return f"Accuracy by class: {escape(told)}." if told else ""
 
 
