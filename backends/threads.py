@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
-from typing import Any, TypeAlias, TypeVar
+from threading import Lock
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from la_core import kernels
 
@@ -21,10 +22,36 @@ Map: TypeAlias = Callable[[Callable[[slice], Any], list[slice]], Iterable[Any]]
 """``map``, or that of a pool of threads."""
 
 
-def alone() -> AbstractContextManager[Any]:
-    """In which NumPy's BLAS library has one thread."""
+@contextmanager
+def alone() -> Iterator[None]:
+    """In which NumPy's BLAS library has one thread.
+
+    Its number is one for the whole program: it comes back when the last of all threads that are in here leaves.
+    """
+    global _inside
     blas = _blas()
-    return nullcontext() if blas is None else blas.limit(limits=1)
+    if blas is None:
+        yield
+        return
+    with _lock:
+        own = blas.own.limit(limits=1).__enter__()
+        _inside += 1
+        for x in blas.shared:
+            if (threads := x.num_threads) > 1:
+                _before.setdefault(x, threads)
+                x.set_num_threads(1)
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                for x, threads in _before.items():
+                    if x.num_threads == 1:  # else somebody has set it since
+                        x.set_num_threads(threads)
+                _before.clear()
+            # Also lets go of what threadpoolctl leaves to the first thread that sets a number, so that the last may.
+            own.__exit__(None, None, None)
 
 
 @contextmanager
@@ -88,15 +115,35 @@ def shares(n: int, count: int) -> list[slice]:
 
 def _count() -> int:
     """Threads that the library has now: 1 too where they are OpenMP's, whose number each thread has for itself."""
-    found = [] if _blas() is None else _blas().lib_controllers
-    return max((x.num_threads if x.threading_layer == "pthreads" else 1 for x in found), default=1)
+    blas = _blas()
+    return 1 if blas is None else max((x.num_threads for x in blas.shared), default=1)
+
+
+class _Blas(NamedTuple):
+    """What says how many threads OpenBLAS has."""
+
+    own: Any
+    """Of libraries whose number each thread has for itself."""
+    shared: list[Any]
+    """Those with one number for all."""
+
+
+_lock = Lock()
+_inside = 0
+"""How many are in :func:`alone`, of all threads."""
+_before: dict[Any, int] = {}
+"""How many threads the shared libraries had when the first came in."""
 
 
 @cache
-def _blas() -> Any:
-    """What says how many threads OpenBLAS has; None without threadpoolctl."""
+def _blas() -> _Blas | None:
+    """None without threadpoolctl."""
     found = _libraries()
-    return None if found is None else found.select(internal_api="openblas")
+    if found is None:
+        return None
+    found = found.select(internal_api="openblas")
+    own = found.select(threading_layer=["openmp", "disabled", "unknown"])
+    return _Blas(own, found.select(threading_layer="pthreads").lib_controllers)
 
 
 @cache

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from la_core import LaCoreError, voc
+from la_core import LaCoreError, check, voc
 from la_core.data import batches
 from la_core.errors import BackendError, DataError, NotFiniteError, RunFolderError
 from la_core.randomness import generator
@@ -68,6 +68,7 @@ def run(options: argparse.Namespace) -> voc.AveragePrecision:
     out = Path(options.out)
     if out.exists():
         raise RunFolderError(f"{out} is there already; name another one")
+    check.count("--batch-size", options.batch_size)
     torch.manual_seed(options.seed)
     model = detector(len(train.classes), options.trainable, options.size)
     dropped = fill(model, Path(options.weights))

@@ -22,7 +22,7 @@ import la_core
 from la_core import ImageView, LaCoreError, check, export
 from la_core.backends.torch import TorchBackend, TorchEncoder, network
 from la_core.data import ImageFolder, Samples, Workers
-from la_core.errors import BackendError, DataError, KindError
+from la_core.errors import BackendError, DataError, KindError, SettingsError
 from la_core.randomness import generator
 from la_core.transfer import PROBES, CropView, LayerProbes, ProbeSGD, TenCrop, probe_layers
 
@@ -35,6 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if options.out and not Path(options.out).parent.is_dir():
             raise DataError(f"--out {options.out} cannot be written: there is no folder {Path(options.out).parent}")
+        if options.out and Path(options.out).is_dir():
+            raise DataError(f"--out {options.out} is a folder: give the name of a file")
+        check.count("--seed", options.seed, least=0)
+        if (options.augment or options.epochs is not None) and not options.sgd:
+            raise SettingsError("--epochs and --augment are of --sgd: give it, too")
         probes = run(options)
     except LaCoreError as error:
         print(f"error: {error}", file=sys.stderr)

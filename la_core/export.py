@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from la_core.errors import BackendError, DataError, KindError, ShapeError
+from la_core.folder import whole
 
 HEADS = ("fc.", "head.", "classifier.6.")
 """Names of what makes the embedding begin with one of these: ``classifier.6`` in torchvision's AlexNet and VGG16."""
@@ -34,6 +35,8 @@ def save(encoder: Any, path: str | Path, *, head: bool = False) -> None:
     ------
     KindError
         An encoder that has no weights by PyTorch's names.
+    DataError
+        A file that cannot be written.
     BackendError
         safetensors is not installed: says what to install.
     """
@@ -46,13 +49,16 @@ def save(encoder: Any, path: str | Path, *, head: bool = False) -> None:
     if last:
         metadata["dim"] = str(last[-1].shape[0])
     chosen = {
-        name: np.ascontiguousarray(x, x.dtype.newbyteorder("<"))
+        name: np.asarray(x, x.dtype.newbyteorder("<"), order="C")
         for name, x in sorted(weights.items())
         if head or not name.startswith(HEADS)
     }
-    part = Path(f"{path}.part")
-    save_file(chosen, part, metadata=metadata)
-    part.replace(path)
+    if Path(path).is_dir():
+        raise DataError(f"{path} is a folder: give the name of a file")
+    try:
+        whole(Path(path), lambda file: save_file(chosen, file, metadata=metadata))
+    except Exception as error:  # also safetensors' own
+        raise DataError(f"{path} cannot be written: {error}") from error
 
 
 def load(encoder: Any, path: str | Path) -> dict[str, str]:

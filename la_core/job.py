@@ -193,6 +193,7 @@ class _Job:
 
     def run(self) -> None:
         options = self.options
+        check.count("--seed", options.seed, least=0)
         several = getattr(options, "devices", 1)
         library = backend(self.framework, options.device, **({"devices": several} if several != 1 else {}))
         team = Team(library)

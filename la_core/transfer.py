@@ -22,7 +22,7 @@ import numpy as np
 
 from la_core import check, kernels
 from la_core.data import Samples, Workers, batches, load, samples
-from la_core.errors import BackendError, DataError, NotFiniteError, RangeError, SettingsError, ShapeError
+from la_core.errors import BackendError, DataError, KindError, NotFiniteError, RangeError, SettingsError, ShapeError
 from la_core.evaluate import layer_features, linear_probe
 from la_core.evaluate.features import flattened
 from la_core.evaluate.probe import WEIGHT_DECAYS, interval
@@ -57,25 +57,42 @@ class CropView:
 
     def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """(H, W[, C]) uint8 -> (C, size, size) float32."""
-        image = self._resized(sample)
-        down, across = (side - self.size for side in image.shape[1:])
+        image = self._image(sample)
+        down, across = self._room(image)
         if rng is None:
             return self._crop(image, down // 2, across // 2)
         crop = self._crop(image, int(rng.integers(down + 1)), int(rng.integers(across + 1)))
         return np.flip(crop, axis=2) if rng.random() < 0.5 else crop
 
-    def _crop(self, image: np.ndarray, top: int, left: int) -> np.ndarray:
-        return image[:, top : top + self.size, left : left + self.size]
-
-    def _resized(self, sample: np.ndarray) -> np.ndarray:
-        """(H, W[, C]) uint8 -> (C, h, w) float32, the shorter of h and w is ``resize``."""
+    def _image(self, sample: np.ndarray) -> Any:
+        """(H, W[, C]) uint8 -> Pillow's image."""
         from PIL import Image
 
         if sample.dtype != np.uint8 or sample.ndim not in (2, 3):
             raise DataError(f"an image must be (H, W) or (H, W, C) uint8; got {sample.shape} {sample.dtype}")
-        image = Image.fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
-        width, height = (max(self.resize, round(side * self.resize / min(image.size))) for side in image.size)
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), dtype=np.float32)
+        return Image.fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
+
+    def _resized(self, image: Any) -> tuple[int, int]:
+        """Height and width, of which the shorter is ``resize``."""
+        height, width = (max(self.resize, round(s * self.resize / min(image.size))) for s in image.size[::-1])
+        return height, width
+
+    def _room(self, image: Any) -> tuple[int, int]:
+        """How far a crop of the resized image may be from its top, and from its left."""
+        height, width = self._resized(image)
+        return height - self.size, width - self.size
+
+    def _crop(self, image: Any, top: int, left: int) -> np.ndarray:
+        """(C, size, size) float32 of the resized image, of which no more is made: a narrow one would be huge."""
+        from PIL import Image
+
+        height, width = self._resized(image)
+        down, across = image.size[1] / height, image.size[0] / width
+        right, bottom = min((left + self.size) * across, image.size[0]), min((top + self.size) * down, image.size[1])
+        crop = image.resize(
+            (self.size, self.size), Image.Resampling.BILINEAR, (left * across, top * down, right, bottom)
+        )
+        pixels = np.asarray(crop, dtype=np.float32)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         if pixels.shape[0] != mean.size:
@@ -90,8 +107,8 @@ class TenCrop(CropView):
 
     def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """(H, W[, C]) uint8 -> (10, C, size, size) float32, the mirror images last."""
-        image = self._resized(sample)
-        down, across = (side - self.size for side in image.shape[1:])
+        image = self._image(sample)
+        down, across = self._room(image)
         places = ((0, 0), (0, across), (down, 0), (down, across), (down // 2, across // 2))
         five = np.stack([self._crop(image, top, left) for top, left in places])
         return np.concatenate([five, np.flip(five, axis=3)])
@@ -257,6 +274,9 @@ def probe_layers(
     """
     train, test = samples(train), samples(test)
     train_y, test_y = _classes(train, test)
+    twice = [name for i, name in enumerate(layers) if name in layers[:i]]
+    if twice:
+        raise KindError(f"layers names {twice[0]!r} twice")
     check.count("batch_size", batch_size)
     check.count("bootstrap", bootstrap)
     check.count("seed", seed, least=0)
@@ -496,8 +516,8 @@ def _classes(train: Samples, test: Samples) -> tuple[np.ndarray, np.ndarray]:
             raise DataError(f"the classes of {name} are not known: a probe learns and tests them")
     assert train.classes is not None
     assert test.classes is not None
-    classes = test.classes
-    if train.class_names and test.class_names:
+    classes, named = test.classes, bool(train.class_names and test.class_names)
+    if named:
         number = {name: i for i, name in enumerate(train.class_names)}
         unknown = [name for name in test.class_names if name not in number]
         if unknown:
@@ -505,4 +525,7 @@ def _classes(train: Samples, test: Samples) -> tuple[np.ndarray, np.ndarray]:
         classes = np.array([number[name] for name in test.class_names])[classes]
     if train.classes.min() == train.classes.max():
         raise RangeError("train holds one class only: there is nothing to tell apart")
+    strange = np.setdiff1d(classes, train.classes)
+    if strange.size and not named:  # what has a name may be rare, and all of it in the test
+        raise DataError(f"test has a class {strange[0]} that train has not")
     return train.classes, classes

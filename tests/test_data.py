@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from la_core import data, views
-from la_core.errors import DataError, SettingsError
+from la_core.errors import DataError, RangeError, SettingsError
 from la_core.randomness import generator
 
 
@@ -210,6 +210,11 @@ def test_any_sized_indexable_source(tmp_path):
     part = pairs.part(np.array([2, 1]))
     assert part.classes.tolist() == [1, 0]
     assert part[0][0, 0] == 2
+
+
+def test_batches_of_nothing_are_refused():
+    with pytest.raises(RangeError, match="batch_size"):
+        data.batches(10, 0, seed=0, epoch=0)
 
 
 @pytest.mark.parametrize("dtype", ["i1", "u2", "u8", ">i4", ">u8"])

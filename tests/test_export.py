@@ -158,6 +158,27 @@ def test_files_that_cannot_be_read_are_named(tmp_path):
             export.load(torch_encoder("SmallCNN"), tmp_path / name)
 
 
+def test_a_scalar_weight_comes_back_as_one(tmp_path):
+    class Scaled(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.tensor(2.0))
+
+    encoder = on_torch.TorchEncoder(Scaled())
+    export.save(encoder, tmp_path / "file")
+    encoder.module.scale.data.fill_(0.0)
+    export.load(encoder, tmp_path / "file")
+    assert encoder.module.scale.item() == 2.0
+
+
+def test_files_that_cannot_be_written_are_named_and_leave_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("folder", "no/such"):
+        with pytest.raises(DataError, match=name):
+            export.save(torch_encoder("SmallCNN"), tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 def test_an_encoder_without_names_is_refused(tmp_path):
     encoder = MLP(la_core.backend("numpy"), (4, 3, 2), la_core.Settings())
     with pytest.raises(KindError, match="MLP"):

@@ -309,6 +309,8 @@ def test_traced_numbers_ask_to_be_static():
     assert scores.shape == (3, 3)
     with pytest.raises(KindError, match=r"temperature must be a Python number, not a traced value: mark it static"):
         jax.jit(lambda z, t: la_core.instance_discrimination(z, bank, jnp.arange(3), temperature=t))(z, 0.1)
+    with pytest.raises(KindError, match=r"temperature must be a Python number, not a traced value: mark it static"):
+        jax.jit(lambda z, t: instance_discrimination_loss(z, bank, jnp.arange(3), temperature=t))(z, 0.1)
 
 
 def test_shapes_and_kinds_are_checked_while_tracing():

@@ -1,7 +1,8 @@
 """Threads of our own: each has a BLAS library that computes alone, and what they do is what one does."""
 
 import sys
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from threading import Barrier, Event, Thread, get_ident
 from unittest import mock
 
@@ -11,7 +12,8 @@ import threadpoolctl
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 from strategies import Case, cases, integer_rows, unit_rows
 from variants import ACROSS, EXACT, NUMPY, TORCH, assert_close, assert_same
 
@@ -73,6 +75,58 @@ def test_where_another_thread_has_said_how_many_there_are_to_be_there_is_no_pool
     assert begun.wait(60)
     thread.join()
     assert found == [(1, map)]
+
+
+@pytest.fixture
+def two_for_all():
+    """And no thread of the program is the only one that may say how many there are to be."""
+    openblas = threadpoolctl.ThreadpoolController().select(internal_api="openblas")
+    limit = openblas.limit(limits=2)
+    anyone()
+    assert blas() == 2
+    yield openblas.lib_controllers
+    limit.restore_original_limits()
+    anyone()
+
+
+def anyone():
+    threadpoolctl.OpenBLASController.clear_controlling_thread(force=True)
+
+
+def law_numpy_has_its_threads_when_nobody_is_alone(turns):
+    """Three threads; each comes in when it is its turn, and leaves at the next."""
+    with ExitStack() as stack:
+        workers = [stack.enter_context(ThreadPoolExecutor(1)) for _ in range(3)]
+        inside = {}
+
+        def turn(i):
+            if i in inside:
+                inside.pop(i).close()
+                return
+            inside[i] = ExitStack()
+            inside[i].enter_context(threads.alone())
+
+        for i in [*turns, *(i for i in range(3) if turns.count(i) % 2)]:
+            workers[i].submit(turn, i).result(60)
+            assert blas() == (1 if inside else 2)
+            with threads.pool() as given:
+                assert given[0] == (1 if inside else 2)
+
+
+@pytest.mark.usefixtures("two_for_all")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(turns=st.lists(st.integers(0, 2), max_size=8))
+@example(turns=[0, 1, 0, 1])
+@example(turns=[0, 1, 1, 0])
+def test_numpy_has_its_threads_when_nobody_is_alone(turns):
+    law_numpy_has_its_threads_when_nobody_is_alone(turns)
+
+
+def test_a_number_that_the_program_sets_meanwhile_stays(two_for_all):
+    with threads.alone():
+        for x in two_for_all:
+            x.set_num_threads(3)
+    assert blas() == 3
 
 
 def test_without_threadpoolctl_there_is_one_thread(monkeypatch):

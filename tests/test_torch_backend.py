@@ -126,3 +126,18 @@ def test_what_is_given_away_is_taken_over_and_what_is_read_only_is_copied():
     there = backend.asarray(host, copy=False)
     there += 1
     assert not host.any()
+
+
+def test_the_second_derivative_of_the_exact_softmax_is_right():
+    """A penalty on the gradient, against differences: the mean row of the bank moves with the embedding."""
+    bank = torch.nn.functional.normalize(
+        torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
+    z, indices = 2 * bank[:3] + 0.1, torch.arange(3)
+
+    def penalty(z):
+        loss = la_core.instance_discrimination(z, bank, indices, temperature=0.3)
+        (slope,) = torch.autograd.grad(loss.mean(), z, create_graph=True)
+        return (slope**2).sum()
+
+    assert torch.autograd.gradcheck(penalty, (z.requires_grad_(),))

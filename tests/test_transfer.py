@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,15 +57,31 @@ def test_a_crop_is_one_of_the_places_and_the_evaluation_view_is_the_centre(shape
     assert crop.shape == (3 if shape[2:] == (3,) else 1, 12, 12)
     np.testing.assert_array_equal(crop, ten(image, None)[4])
     np.testing.assert_array_equal(ten(image, None), ten(image, np.random.default_rng(0)))
-    whole = view._resized(image)
-    assert min(whole.shape[1:]) == 16
+    plain = Image.fromarray(image[:, :, 0] if shape[2:] == (1,) else image)
+    sides = [max(16, round(side * 16 / min(shape[:2]))) for side in shape[1::-1]]
+    whole = np.asarray(plain.resize(sides, Image.Resampling.BILINEAR), np.float32)
+    whole = (whole[None] if whole.ndim == 2 else whole.transpose(2, 0, 1)) / 255
+    view = CropView(size=12, resize=16, **PLAIN)
     rng = np.random.default_rng(1)
     drawn = [view(image, rng) for _ in range(40)]
     down, across = (side - 12 for side in whole.shape[1:])
     crops = [whole[:, y : y + 12, x : x + 12] for y in range(down + 1) for x in range(across + 1)]
     places = [place for place in crops for place in (place, place[:, :, ::-1])]
-    assert all(any(np.array_equal(one, place) for place in places) for one in drawn)
+    # ... to a unit in the last place of 8 bits: the crop alone is resized
+    assert all(any(np.abs(one - place).max() < 1.01 / 255 for place in places) for one in drawn)
     assert len({one.tobytes() for one in drawn}) > 10
+
+
+def test_a_narrow_image_takes_no_more_memory_than_its_crop():
+    """Resized whole, with its shorter side at 256, it would take 3 GB."""
+    image = np.zeros((4, 16_000, 3), np.uint8)
+    tracemalloc.start()
+    try:
+        crop = CropView()(image, np.random.default_rng(0))
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
+    assert crop.shape == (3, 224, 224)
 
 
 def test_views_that_no_probe_could_use():
@@ -381,6 +398,8 @@ class Exploding(Coded):
         ({"train": Samples(TRAIN.source, np.zeros(300, int))}, RangeError, "one class only"),
         ({"layers": ("none",)}, KindError, "did not give the layers 'none'"),
         ({"layers": ()}, KindError, "names must be a list"),
+        ({"layers": ("clear", "clear")}, KindError, "'clear' twice"),
+        ({"test": Samples(TEST.source, TEST.classes + 7)}, DataError, "that train has not"),
         ({"crops": Noisy()}, ShapeError, r"crops must give \(K, 6\)"),
         ({"memory": 100}, RangeError, "more than memory"),
         ({"batch_size": 0}, RangeError, "batch_size"),

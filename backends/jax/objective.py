@@ -28,7 +28,7 @@ def local_aggregation_loss(
     static, and traced values cannot be checked: check ``indices`` before they go in, since JAX clamps in silence.
     After the gradient, ``la_core.update`` moves the bank; it may be jitted with the step.
     """
-    _door(z, bank, indices)
+    _door(z, bank, indices, temperature)
     z = kernels.like(z, bank)  # half precision is left before the cotangent
     loss: Array = _aggregation(z, bank, labels, indices, n_background, temperature, combine)
     return loss
@@ -41,13 +41,14 @@ def instance_discrimination_loss(
 
     Arguments and errors are those of :func:`la_core.instance_discrimination`; see :func:`local_aggregation_loss`.
     """
-    _door(z, bank, indices)
+    _door(z, bank, indices, temperature)
     loss: Array = _discrimination(kernels.like(z, bank), bank, indices, noise, temperature, log_z)
     return loss
 
 
-def _door(z: Array, bank: Array, indices: Array) -> None:
+def _door(z: Array, bank: Array, indices: Array, temperature: float) -> None:
     """What can be seen is looked at here: behind the derivative, under ``jax.jit``, all is traced."""
+    check.temperature(temperature)
     check.together(z=z, bank=bank, indices=indices)
     check.bank(bank)
     check.embeddings(z, bank)

@@ -8,14 +8,13 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from la_core import check, kernels, objectives
 from la_core.backends.torch.kernels import apply
 from la_core.backends.torch.small import by_numpy
 from la_core.bank import State, random_rows, update
 from la_core.clusters import TOLERANCE, Clustering, cluster
-from la_core.errors import ShapeError
+from la_core.errors import BackendError, ShapeError
 from la_core.neighbours import COMBINATIONS
 
 Objective: TypeAlias = Callable[[Tensor, State, Tensor], objectives.Terms]
@@ -66,7 +65,7 @@ class LocalAggregation(nn.Module):
         super().__init__()
         wanted = min(4096, n_samples) if n_background is None else n_background
         self.n_background = check.count("n_background", wanted, n_samples, "the number of samples")
-        self.temperature = check.number("temperature", temperature, 0.0, open_low=True)
+        self.temperature = check.temperature(temperature)
         self.mixing = check.number("mixing", mixing, 0.0, 1.0)
         self.combine = check.choice("combine", combine, COMBINATIONS)
         self.instance_weight = check.number("instance_weight", instance_weight, 0.0, 1.0)
@@ -97,10 +96,13 @@ class LocalAggregation(nn.Module):
         self.labels = result.labels
         return result
 
+    # It asks how large a batch is, and moves the bank: a graph must not keep the answers.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, z: Tensor, indices: Tensor) -> Tensor:
         """Mean loss of the batch: embeddings as the model gives them, dataset indices (B,) -> scalar.
 
-        The embeddings are (B, D) or, of two views, (2 B, D): all first views, then all second ones.
+        The embeddings are (B, D) or, of two views, (2 B, D): all first views, then all second ones. ``torch.compile``
+        leaves it as it is, in a graph break.
         """
         loss: Tensor = apply(_Criterion, z, indices.to(z.device), self)
         return loss
@@ -171,8 +173,12 @@ class _Criterion(torch.autograd.Function):
         return loss
 
     @staticmethod
-    @once_differentiable  # the cotangent is a constant here
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise BackendError(
+                "the criterion's derivative is a constant: for a second one (create_graph=True) take "
+                "la_core.local_aggregation or la_core.instance_discrimination, which PyTorch differentiates"
+            )
         (cotangent,) = ctx.saved_tensors
         if ctx.pending is not None:
             criterion, z, indices = ctx.pending

@@ -13,7 +13,6 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from la_core import clusters, kernels, objectives, protocol, tiles
@@ -355,15 +354,16 @@ class _SoftmaxMean(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, bank: Tensor, temperature: float, budget: int) -> tuple[Tensor, Tensor]:
         lse, mean = kernels.softmax_mean.reference(z, bank, temperature, budget)
-        ctx.save_for_backward(mean)
+        ctx.save_for_backward(z, bank, mean)
         ctx.mark_non_differentiable(mean)
-        ctx.temperature = temperature
+        ctx.temperature, ctx.budget = temperature, budget
         return lse, mean
 
     @staticmethod
-    @once_differentiable  # the mean row is a constant here
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (mean,) = ctx.saved_tensors
+        z, bank, mean = ctx.saved_tensors
+        if torch.is_grad_enabled():  # for a second derivative, in which the mean row is no constant
+            mean = kernels.softmax_mean.reference(z, bank, ctx.temperature, ctx.budget)[1]
         return grads[0][:, None] * mean / ctx.temperature, None, None, None
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from la_core import check
 from la_core.data.sources import Samples
 from la_core.errors import DataError
 from la_core.randomness import generator
@@ -18,7 +19,13 @@ def batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarra
 
     As few batches as ``batch_size`` allows, of sizes that differ by at most one: no last batch is so small that its
     gradient, or its batch norm, is worth nothing.
+
+    Raises
+    ------
+    RangeError, KindError
+        A batch size below 1.
     """
+    check.count("batch_size", batch_size)
     return np.array_split(generator(seed, "order", epoch).permutation(n), -(-n // batch_size))
 
 
