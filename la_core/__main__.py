@@ -23,7 +23,7 @@ def _add_plan(commands: Any) -> None:
     )
     plans.add_argument("n", metavar="N", type=_count, help="samples: 1281167, or 1e9")
     plans.add_argument("--dim", type=int, default=128, help="width of the embedding (128)")
-    plans.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8], metavar="P", help="numbers to show")
+    plans.add_argument("--devices", type=int, nargs="+", metavar="P", help="numbers to show (1 2 4 8)")
     plans.add_argument(
         "--bank-dtype",
         choices=("same", "float16", "bfloat16"),
@@ -55,7 +55,8 @@ def _plan(options: argparse.Namespace) -> None:
     )
     if options.link is not None:
         rates = replace(rates, link=check.number("--link", options.link, 0.0, open_low=True))
-    print(plan(options.n, options.dim, settings=settings, devices=options.devices, rates=rates))
+    devices = options.devices or [p for p in (1, 2, 4, 8) if p <= options.n]
+    print(plan(options.n, options.dim, settings=settings, devices=devices, rates=rates))
 
 
 def _count(word: str) -> int:

@@ -72,7 +72,8 @@ def lists(bank: Array, labels: Array, n_clusters: int) -> Lists:
     places = xp.arange(length, device=device(bank))[None, :]
     centroids, rows = [], []
     for h in range(labels.shape[0]):
-        cluster = xp.where(labels[h, :] < 0, xp.full_like(labels[h, :], n_clusters), labels[h, :])
+        label = xp.astype(labels[h, :], places.dtype)  # which holds n_clusters
+        cluster = xp.where(label < 0, xp.full_like(label, n_clusters), label)
         means, counts = kernels.segment_mean(bank, cluster, n_clusters + 1)
         size = xp.astype(counts[:n_clusters, :], places.dtype)
         first = xp.cumulative_sum(size, axis=0) - size

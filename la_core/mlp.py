@@ -9,7 +9,7 @@ from math import prod
 import numpy as np
 
 from la_core import check
-from la_core.errors import KindError
+from la_core.errors import KindError, ShapeError
 from la_core.kernels import Array
 from la_core.protocol import Backend
 from la_core.randomness import generator
@@ -48,6 +48,9 @@ class MLP:
         """What goes into each layer and, last, what comes out."""
         xp = array_namespace(batch)
         passed = [xp.reshape(batch, (batch.shape[0], -1))]
+        wide, width = passed[0].shape[1], self._parameters["0.weight"].shape[0]
+        if wide != width:
+            raise ShapeError(f"this MLP takes {width} numbers of a sample; got {wide}")
         for i in range(self._depth):
             x = passed[-1] @ self._parameters[f"{i}.weight"] + self._parameters[f"{i}.bias"]
             passed.append(x if i == self._depth - 1 else xp.clip(x, min=0.0))

@@ -31,7 +31,7 @@ class FeatureView:
     """Share of the coordinates set to zero."""
 
     def __post_init__(self) -> None:
-        if not (self.noise >= 0 and 0 <= self.drop < 1):
+        if not (0 <= self.noise < math.inf and 0 <= self.drop < 1):
             raise SettingsError(
                 f"noise must be at least 0 and drop between 0 and 1; got noise {self.noise}, drop {self.drop}"
             )
@@ -89,6 +89,10 @@ class ImageView:
         for name, share in shares.items():
             if not 0 <= share <= 1:
                 raise SettingsError(f"{name} must be between 0 and 1; got {share}")
+        if not math.isfinite(self.degrees):
+            raise SettingsError(f"degrees must be finite; got {self.degrees}")
+        if not all(map(math.isfinite, self.mean)) or not all(0 < x < math.inf for x in self.std):
+            raise SettingsError(f"mean must be finite, and std above 0; got mean {self.mean}, std {self.std}")
         if not 0 <= self.shear < 90:
             raise SettingsError(f"shear must be at least 0 and below 90 degrees; got {self.shear}")
         if len(self.jitter) != 4 or not all(0 <= j <= 1 for j in self.jitter) or self.jitter[3] > 0.5:

@@ -163,6 +163,9 @@ def test_a_class_made_from_a_view_is_asked_itself():
         {"shear": 90.0},
         {"jitter": (0.4, 0.4, 0.4, 0.6)},
         {"jitter": (0.4, 0.4)},
+        {"degrees": float("nan")},
+        {"mean": (float("nan"),) * 3},
+        {"std": (0.0, 1.0, 1.0)},
     ],
 )
 def test_a_view_that_no_image_could_have_is_refused(bad):
@@ -170,7 +173,7 @@ def test_a_view_that_no_image_could_have_is_refused(bad):
         views.ImageView(**bad)
 
 
-@pytest.mark.parametrize("bad", [{"noise": -1.0}, {"drop": 1.0}, {"drop": float("nan")}])
+@pytest.mark.parametrize("bad", [{"noise": -1.0}, {"noise": float("inf")}, {"drop": 1.0}, {"drop": float("nan")}])
 def test_a_feature_view_that_leaves_nothing_is_refused(bad):
     with pytest.raises(SettingsError, match=next(iter(bad))):
         views.FeatureView(**bad)
@@ -258,6 +261,7 @@ def test_classes_that_are_all_minus_one_are_not_known():
         (lambda tmp: data.samples([[1.0, 2.0], [3.0, 4.0]])[0], "a single number: rows must be arrays"),
         (lambda tmp: data.samples(np.zeros((4, 3))).part(np.array([0.5])), "part takes numbers"),
         (lambda tmp: data.samples(np.zeros((4, 3))).part(np.array([True, False])), "part takes numbers"),
+        (lambda tmp: data.samples(np.zeros((4, 3))).part(np.array([1, 4])), "of the 4 samples"),
         (lambda tmp: views.ImageView()(np.zeros((4, 4)), None), "uint8"),
         (
             lambda tmp: data.load(data.samples(np.zeros((2, 4, 4))), [1], views.ImageView(), None),

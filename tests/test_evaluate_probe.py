@@ -227,3 +227,12 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     with pytest.raises(BackendError, match=r"la-core\[demo\]"):
         evaluate.linear_probe(*features())
+
+
+def test_half_precision_of_large_features_is_learnt_from():
+    """Whose squares it cannot hold."""
+    rng = np.random.default_rng(0)
+    y = np.arange(60) % 2
+    x = (300 * (2 * y[:, None] - 1) + rng.standard_normal((60, 4))).astype(np.float16)
+    probe = evaluate.linear_probe(x, y, x, y, method="sgd", standardise=False, weight_decays=(1e-4,))
+    assert probe.accuracy == 1.0

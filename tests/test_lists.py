@@ -93,6 +93,13 @@ def test_recall_is_the_share_that_is_met(variant):
     assert lists.recall(bank, bank, among, 10, 1) == 0.5
 
 
+def test_labels_of_few_bits_make_the_same_lists():
+    bank = unit_rows(np.random.default_rng(0), 300, 3)
+    labels = np.arange(300)[None, :] % 256
+    for x, y in zip(lists.lists(bank, labels, 256), lists.lists(bank, labels.astype(np.uint8), 256), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
 @every_variant
 def test_too_few_lists_are_named(variant):
     bank = variant.asarray(unit_rows(np.random.default_rng(0), 20, 3))

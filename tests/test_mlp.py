@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 import la_core
 from la_core import Settings
-from la_core.errors import KindError
+from la_core.errors import KindError, ShapeError
 from la_core.mlp import MLP
 
 SIZES = (6, 9, 7, 4)
@@ -95,3 +95,8 @@ def test_weights_of_another_perceptron_are_refused(change):
         np.testing.assert_array_equal(x, before[name])
     encoder.load({name: x.astype(np.float32) for name, x in before.items()})
     assert {x.dtype.name for x in encoder.weights().values()} == {"float64"}
+
+
+def test_samples_of_another_width_are_refused():
+    with pytest.raises(ShapeError, match=f"takes {SIZES[0]} numbers of a sample; got {SIZES[0] + 1}"):
+        MLP(la_core.backend("numpy"), SIZES, Settings()).apply(np.zeros((2, SIZES[0] + 1), np.float32))

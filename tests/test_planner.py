@@ -124,6 +124,8 @@ def test_the_command_shows_the_arithmetic(capsys):
     said = capsys.readouterr().out
     assert "125000000 of 1000000000 rows x 128 x 2 bytes" in said
     assert "7812500 steps x 4.1 ms + clustering" in said
+    assert main(["plan", "4", "--rate", "1e9"]) == 0  # on as many devices as there are samples for
+    capsys.readouterr()
     assert main(["plan", "100", "--devices", "101", "--rate", "1e9"]) == 2
     assert "devices must be between 1 and 100" in capsys.readouterr().err
 

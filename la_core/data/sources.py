@@ -69,6 +69,8 @@ class Samples:
             raise DataError(
                 f"part takes numbers of samples, or a mask ({len(self)},); got {indices.shape} {indices.dtype}"
             )
+        if indices.size and not -len(self) <= indices.min() <= indices.max() < len(self):
+            raise DataError(f"part takes numbers of the {len(self)} samples; got {indices.min()} to {indices.max()}")
         classes = None if self.classes is None else self.classes[indices]
         return Samples(Part(self.source, indices), classes, self.class_names)
 

@@ -207,7 +207,7 @@ def _fitter(method: str, seed: int) -> Callable[[np.ndarray, np.ndarray, float],
     def fit(x: np.ndarray, y: np.ndarray, weight_decay: float) -> Any:
         if method == "lbfgs":
             return LogisticRegression(C=1.0 / (weight_decay * len(y)), max_iter=5000).fit(x, y)
-        square = float(np.vecdot(x, x).mean(dtype=np.float64))
+        square = float(np.vecdot(x, x, dtype=np.result_type(x, np.float32)).mean(dtype=np.float64))
         return SGDClassifier(
             loss="log_loss",
             alpha=weight_decay,
