@@ -73,11 +73,11 @@ def labelled(
 def numbered(labels: Array) -> tuple[Array, Array]:
     """The classes that occur, rising (C,), and the place of each label among them (N,), for there may be gaps."""
     xp = array_namespace(labels)
-    rising = xp.sort(labels)
-    others = xp.cumulative_sum(xp.astype(rising[1:] != rising[:-1], xp.int32), include_initial=True)
-    count = xp.arange(int(others[-1]) + 1, dtype=others.dtype, device=device(labels))
-    there = xp.take(rising, xp.searchsorted(others, count))
-    return there, xp.searchsorted(there, labels)
+    order = xp.argsort(labels)
+    rising = xp.take(labels, order)
+    place = xp.cumulative_sum(xp.astype(rising[1:] != rising[:-1], xp.int32), dtype=xp.int32, include_initial=True)
+    count = xp.arange(int(place[-1]) + 1, dtype=place.dtype, device=device(labels))
+    return xp.take(rising, xp.searchsorted(place, count)), xp.take(place, xp.argsort(order))
 
 
 def unit_rows(embeddings: Array, as_it_is: bool) -> Array:
