@@ -246,19 +246,29 @@ def test_second_derivative_of_the_criterion_is_refused():
     assert torch.equal(made.bank, before)
 
 
+@pytest.mark.filterwarnings("default:The .grad attribute")  # which the compiler hides, unless warnings are errors
+@pytest.mark.parametrize("inside", [False, True])
 @pytest.mark.parametrize("clusterings", [0, 2])
-def test_a_compiled_loop_takes_batches_of_any_size(clusterings):
-    """The second size makes the sizes symbols."""
+def test_a_compiled_loop_takes_batches_of_any_size(clusterings, inside):
+    """The second size makes the sizes symbols; also where the backward pass is compiled."""
     generator = torch.Generator().manual_seed(0)
     plain, compiled = (criterion(clusterings) for _ in range(2))
-    step = torch.compile(lambda x, i: compiled(x * 2, i), backend="eager")
+
+    def step(x, i):
+        loss = compiled(x * 2, i)
+        if inside:
+            loss.backward()
+        return loss
+
+    run = torch.compile(step, backend="eager")
     for size in (8, 7, 6):
         x = torch.randn(size, DIM, dtype=torch.float64, generator=generator)
         indices = torch.randperm(N, generator=generator)[:size]
         ours, theirs = (x.clone().requires_grad_() for _ in range(2))
-        loss, want = step(ours, indices), plain(theirs * 2, indices)
+        loss, want = run(ours, indices), plain(theirs * 2, indices)
         assert loss.item() == want.item()
-        loss.backward()
+        if not inside:
+            loss.backward()
         want.backward()
         assert torch.equal(ours.grad, theirs.grad)
         assert torch.equal(compiled.bank, plain.bank)

@@ -1,5 +1,7 @@
 """PyTorch's backend: small steps on a CPU are made by NumPy, in the tensors' own memory."""
 
+import subprocess
+import sys
 from functools import partial
 
 import numpy as np
@@ -130,14 +132,22 @@ def test_what_is_given_away_is_taken_over_and_what_is_read_only_is_copied():
 
 def test_the_second_derivative_of_the_exact_softmax_is_right():
     """A penalty on the gradient, against differences: the mean row of the bank moves with the embedding."""
-    bank = torch.nn.functional.normalize(
-        torch.randn(20, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    )
-    z, indices = 2 * bank[:3] + 0.1, torch.arange(3)
+    drawn = np.random.default_rng(0).standard_normal((20, 5))
+    bank = torch.nn.functional.normalize(torch.tensor(drawn))
+    z, indices = (2 * bank[:3] + 0.1).requires_grad_(), torch.arange(3)
 
     def penalty(z):
         loss = la_core.instance_discrimination(z, bank, indices, temperature=0.3)
         (slope,) = torch.autograd.grad(loss.mean(), z, create_graph=True)
         return (slope**2).sum()
 
-    assert torch.autograd.gradcheck(penalty, (z.requires_grad_(),))
+    assert torch.autograd.gradcheck(penalty, (z,))
+    (plain,) = torch.autograd.grad(penalty(z), z)
+    with torch.autocast("cpu", torch.bfloat16):
+        (half,) = torch.autograd.grad(penalty(z), z)
+    assert torch.equal(half, plain)
+
+
+def test_who_has_no_loop_of_his_own_waits_for_no_compiler():
+    code = "import la_core, sys; la_core.backend('torch'); sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0

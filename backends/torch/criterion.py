@@ -173,6 +173,7 @@ class _Criterion(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise BackendError(

@@ -363,7 +363,8 @@ class _SoftmaxMean(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         z, bank, mean = ctx.saved_tensors
         if torch.is_grad_enabled():  # for a second derivative, in which the mean row is no constant
-            mean = kernels.softmax_mean.reference(z, bank, ctx.temperature, ctx.budget)[1]
+            exact = _full_precision(kernels.softmax_mean.reference)
+            mean = exact(z, bank, ctx.temperature, ctx.budget)[1]
         return grads[0][:, None] * mean / ctx.temperature, None, None, None
 
 
