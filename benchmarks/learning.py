@@ -88,8 +88,8 @@ def methods(n: int, passes: int = PASSES) -> dict[str, Method]:
 
 
 def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Method]]:
-    """The small preset, but with batch norm on the embedding, with one setting changed: by setting, then by value."""
-    method = replace(methods(n, passes)["Local Aggregation, small"], head={"dim": DIM, "whiten": 1})
+    """The small preset with one setting changed: by setting, then by value."""
+    method = methods(n, passes)["Local Aggregation, small"]
     base = method.settings
     assert base is not None
     every: dict[str, tuple[Any, ...]] = {
@@ -119,9 +119,9 @@ def ablations(n: int, passes: int = PASSES) -> dict[str, dict[str, Method]]:
 
 
 @cache
-def pictures(name: str, validation: bool) -> Set:
+def pictures(name: str, validation: bool, fold: int) -> Set:
     """A set, made once in a process."""
-    return SETS[name](validation)
+    return SETS[name][fold](validation)
 
 
 def accuracy(images: Set, train: np.ndarray, test: np.ndarray) -> float:
@@ -131,10 +131,10 @@ def accuracy(images: Set, train: np.ndarray, test: np.ndarray) -> float:
     return float((predicted == images.test.classes).mean())
 
 
-def run(name: str, method: Method, seed: int, *, validation: bool = False) -> dict[str, Any]:
+def run(name: str, method: Method, seed: int, *, fold: int = 0, validation: bool = False) -> dict[str, Any]:
     """Accuracy of the embedding and of the layer before it."""
     torch.set_num_threads(1)
-    images = pictures(name, validation)
+    images = pictures(name, validation, fold)
     began = time.perf_counter()
     if method.raw:
         views = (load(part, range(len(part)), images.view) for part in (images.train, images.test))
@@ -166,6 +166,7 @@ class Job:
     label: str
     method: Method
     seed: int
+    fold: int = 0
     validation: bool = False
 
     @property
@@ -176,12 +177,13 @@ class Job:
             usual = asdict(Settings())
             facts["settings"] = {k: v for k, v in facts["settings"].items() if v != usual[k]}
         facts |= {"validation": True} if self.validation else {}
+        facts |= {"fold": self.fold} if self.fold else {}
         plain: dict[str, Any] = json.loads(json.dumps(facts))
         return plain
 
     def __call__(self) -> dict[str, Any]:
         """Its result."""
-        return run(self.set, self.method, self.seed, validation=self.validation)
+        return run(self.set, self.method, self.seed, fold=self.fold, validation=self.validation)
 
 
 def carry_out(
@@ -197,20 +199,25 @@ def carry_out(
             job, result = futures[future], future.result()
             known[json.dumps(job.key)] = {"job": job.key, "label": job.label, **result}
             before = "" if result["before"] is None else f" ({result['before']:.1%})"
-            print(f"{job.set}, {job.label}, seed {job.seed}: {result['embedding']:.1%}{before}", flush=True)
+            where = f"{job.set}{f' {job.fold}' if job.fold else ''}"
+            print(f"{where}, {job.label}, seed {job.seed}: {result['embedding']:.1%}{before}", flush=True)
             if path:
                 path.write_text(json.dumps(list(known.values()), indent=1) + "\n")
-    return [known[json.dumps(job.key)] | {"set": job.set, "label": job.label} for job in jobs]
+    about = ({"set": job.set, "label": job.label, "seed": job.seed, "fold": job.fold} for job in jobs)
+    return [known[json.dumps(job.key)] | facts for job, facts in zip(jobs, about, strict=True)]
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Mean and range over the seeds, in points, for the embedding and for the layer before it."""
+    """Mean and range in points over the seeds, each a mean over the folds; of the embedding and the layer before it."""
     sets = list(dict.fromkeys(r["set"] for r in results))
     labels = list(dict.fromkeys(r["label"] for r in results))
 
     def cell(name: str, label: str, which: str) -> str:
-        found = [100 * r[which] for r in results if r["set"] == name and r["label"] == label
-                 if r[which] is not None]  # fmt: skip
+        seeds: dict[int, list[float]] = {}
+        for r in results:
+            if r["set"] == name and r["label"] == label and r[which] is not None:
+                seeds.setdefault(r["seed"], []).append(100 * r[which])
+        found = [mean(values) for values in seeds.values()]
         if not found:
             return "-"
         return f"{mean(found):.1f}" + (f" ({min(found):.1f}-{max(found):.1f})" if len(set(found)) > 1 else "")
@@ -276,15 +283,16 @@ def main() -> None:
 
     began = time.perf_counter()
     sets = ["digits"] if options.ablation else options.sets
-    size = {name: len(pictures(name, options.validation).train) for name in sets}
+    size = {name: len(pictures(name, options.validation, 0).train) for name in sets}
     if options.ablation:
         n, name = size["digits"], "Instance Discrimination"
         jobs = [Job("digits", f"{setting} = {value}", method, seed) for seed in range(seeds)
                 for setting, values in ablations(n, passes).items() for value, method in values.items()]  # fmt: skip
         jobs += [Job("digits", name, methods(n, passes)[name], seed) for seed in range(seeds)]
     else:
-        jobs = [Job(name, label, method, seed, options.validation) for seed in range(seeds) for name in sets
-                for label, method in methods(size[name], passes).items()
+        folds = {name: 1 if options.quick or options.validation else len(SETS[name]) for name in sets}
+        jobs = [Job(name, label, method, seed, fold, options.validation) for seed in range(seeds) for name in sets
+                for fold in range(folds[name]) for label, method in methods(size[name], passes).items()
                 if seed == 0 or label != "raw pixels"]  # fmt: skip
     found = carry_out(jobs, options.jobs, kept, results if keep else None)
     print(f"{sum(r['seconds'] for r in found) / 60:.0f} minutes of one core in all; "
@@ -301,6 +309,8 @@ def main() -> None:
         f"{passes} passes of each training image through one small CNN\n"
     )
     made = f"{about}\n{table(found)}"
+    if several := [r | {"set": f"{r['set']}, fold {r['fold']}"} for r in found if folds[r["set"]] > 1]:
+        made += f"\n\nthe same, each fold by itself\n\n{table(several)}"
     print(made)
     if keep:
         text.write_text(made + "\n")

@@ -2,7 +2,8 @@
 
 digits       handwritten digits of scikit-learn, each somewhere on a canvas, at some scale and angle; class: the digit
 surfaces     gray patches of photographs: textures, tissue, sky, terrain, at any angle, with brightness and contrast
-             made equal; class: the picture; test patches come from parts of it that training never saw
+             made equal; class: the picture; test patches come from parts of it that training never saw: as one
+             part is a harder test than another, each quarter of the pictures is the test of one fold of four
 pictograms   signs of matplotlib's fonts, each somewhere on a noisy canvas, at some scale, angle, slant and darkness;
              class: the sign; test signs are of typefaces that training never saw
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +53,10 @@ def digits(validation: bool = False) -> Set:
     return Set(train, test, view, 1)
 
 
-def surfaces(validation: bool = False) -> Set:
-    """2 000 training patches of ten surfaces, 1 000 test patches."""
+def surfaces(validation: bool = False, fold: int = 0) -> Set:
+    """2 000 training patches of ten surfaces, 1 000 test patches of another quarter of each."""
     view = ImageView(size=SIDE, crop=(0.3, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), grayscale=0.0, mean=(0.5,), std=(0.2,))
-    train, test = (_patches(_surfaces(), part, each) for part, each in _PARTS[validation].items())
+    train, test = (_patches(_surfaces(), _tiles(part, fold), part, each) for part, each in _PARTS[validation].items())
     return Set(train, test, view, 1)
 
 
@@ -64,7 +66,12 @@ def pictograms(validation: bool = False) -> Set:
     return Set(_signs("train", train, 25), _signs("test", test, 20), digits().view, 1)
 
 
-SETS: dict[str, Callable[[bool], Set]] = {"digits": digits, "surfaces": surfaces, "pictograms": pictograms}
+SETS: dict[str, tuple[Callable[[bool], Set], ...]] = {
+    "digits": (digits,),
+    "surfaces": tuple(partial(surfaces, fold=fold) for fold in range(4)),
+    "pictograms": (pictograms,),
+}
+"""Of each set its folds: what is the test in one is in the training of the others."""
 
 
 def _surfaces() -> dict[str, np.ndarray]:
@@ -86,28 +93,27 @@ _PARTS = {False: {"train": 200, "test": 100}, True: {"fit": 200, "validation": 1
 """Patches of each picture, with and without a validation split."""
 
 
-def _tiles(part: str) -> list[tuple[int, int]]:
-    """Of four by four: those on the diagonal are the test's, those beside it on one side may be the validation's."""
+def _tiles(part: str, fold: int) -> list[tuple[int, int]]:
+    """Of four by four: those on one diagonal are the test's, those beside it on one side may be the validation's."""
     diagonals = {"test": (0,), "validation": (1,), "fit": (2, 3), "train": (1, 2, 3)}[part]
-    return [(i, j) for i in range(4) for j in range(4) if (j - i) % 4 in diagonals]
+    return [(i, j) for i in range(4) for j in range(4) if (j - i - fold) % 4 in diagonals]
 
 
-def _patches(pictures: dict[str, np.ndarray], part: str, each: int) -> Samples:
-    """``each`` patches of every picture, from the tiles of that part."""
+def _patches(pictures: dict[str, np.ndarray], tiles: list[tuple[int, int]], part: str, each: int) -> Samples:
+    """``each`` patches of every picture, from these tiles."""
     images, classes = [], []
     for label, (name, picture) in enumerate(sorted(pictures.items())):
         rng = generator(0, f"patches {part} {name}")
-        images += [_patch(picture, part, rng) for _ in range(each)]
+        images += [_patch(picture, tiles, rng) for _ in range(each)]
         classes += [label] * each
     return Samples(np.stack(images), np.array(classes))
 
 
-def _patch(picture: np.ndarray, part: str, rng: np.random.Generator) -> np.ndarray:
-    """One patch of 40 pixels from inside a tile of that part."""
+def _patch(picture: np.ndarray, tiles: list[tuple[int, int]], rng: np.random.Generator) -> np.ndarray:
+    """One patch of 40 pixels from inside one of these tiles."""
     from PIL import Image
 
     rows, columns = picture.shape[0] // 4, picture.shape[1] // 4
-    tiles = _tiles(part)
     reach = min(57, rows, columns)
     for _ in range(20):  # flat patches show nothing, of whatever picture
         i, j = tiles[rng.integers(len(tiles))]

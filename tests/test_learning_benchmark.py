@@ -69,7 +69,7 @@ def test_a_rival_learns_by_the_loop():
 @pytest.mark.parametrize("name", ["digits", "pictograms"])
 def test_a_set_is_the_same_each_time(name):
     pytest.importorskip("matplotlib")
-    one, two = (pictures.SETS[name]() for _ in range(2))
+    one, two = (pictures.SETS[name][0](False) for _ in range(2))
     for part in ("train", "test"):
         ours, theirs = getattr(one, part), getattr(two, part)
         np.testing.assert_array_equal(ours.source, theirs.source)
@@ -84,7 +84,7 @@ def test_no_typeface_is_on_both_sides():
 @pytest.mark.parametrize("name", ["digits", "pictograms"])
 def test_a_validation_split_is_made_of_the_training_images_alone(name):
     pytest.importorskip("matplotlib")
-    whole, split = (pictures.SETS[name](validation) for validation in (False, True))
+    whole, split = (pictures.SETS[name][0](validation) for validation in (False, True))
     images = {image.tobytes() for image in whole.train.source}
     assert {image.tobytes() for image in split.train.source} < images
     if name == "digits":  # a pictogram of the validation has a place of its own, in a typeface of the training
@@ -92,12 +92,22 @@ def test_a_validation_split_is_made_of_the_training_images_alone(name):
         assert len(split.train) + len(split.test) == len(whole.train)
 
 
-def test_validation_patches_come_from_tiles_of_the_training():
-    tiles = {part: set(pictures._tiles(part)) for part in ("train", "test", "fit", "validation")}
+ALL_TILES = {(i, j) for i in range(4) for j in range(4)}
+
+
+@pytest.mark.parametrize("fold", range(len(pictures.SETS["surfaces"])))
+def test_validation_patches_come_from_tiles_of_the_training(fold):
+    tiles = {part: set(pictures._tiles(part, fold)) for part in ("train", "test", "fit", "validation")}
     assert tiles["fit"] | tiles["validation"] == tiles["train"]
     assert not tiles["fit"] & tiles["validation"]
-    assert tiles["train"] | tiles["test"] == {(i, j) for i in range(4) for j in range(4)}
+    assert tiles["train"] | tiles["test"] == ALL_TILES
     assert not tiles["train"] & tiles["test"]
+
+
+def test_every_tile_is_in_the_test_once():
+    tested = [tile for fold in range(len(pictures.SETS["surfaces"])) for tile in pictures._tiles("test", fold)]
+    assert len(tested) == len(ALL_TILES)
+    assert set(tested) == ALL_TILES
 
 
 def test_test_patches_come_from_parts_that_training_never_saw():
@@ -109,7 +119,8 @@ def test_test_patches_come_from_parts_that_training_never_saw():
     picture = np.where(tile[:, None] == tile[None, :], smooth, rough).astype(np.uint8)
 
     def roughness(test):
-        patches = [pictures._patch(picture, "test" if test else "train", np.random.default_rng(i)) for i in range(40)]
+        tiles = pictures._tiles("test" if test else "train", 0)
+        patches = [pictures._patch(picture, tiles, np.random.default_rng(i)) for i in range(40)]
         return [np.abs(np.diff(p.astype(float), axis=0)).mean() for p in patches]
 
     assert max(roughness(True)) < min(roughness(False))
@@ -126,5 +137,15 @@ def test_all_methods_get_the_same_passes():
 
 
 def test_the_table_has_mean_and_range():
-    results = [{"job": {}, "set": "s", "label": "a", "embedding": x, "before": None} for i, x in enumerate((0.5, 0.7))]
+    """The range is that of the seeds, each of which is a mean over its folds."""
+    scores = {(0, 0): 0.3, (0, 1): 0.7, (1, 0): 0.6, (1, 1): 0.8}
+    results = [{"set": "s", "label": "a", "seed": seed, "fold": fold, "embedding": x, "before": None}
+               for (seed, fold), x in scores.items()]  # fmt: skip
     assert "60.0 (50.0-70.0)" in learning.table(results)
+
+
+def test_a_run_on_another_fold_is_another_run():
+    method = learning.methods(2000)["SimCLR"]
+    keys = [learning.Job("surfaces", "SimCLR", method, 0, fold).key for fold in range(2)]
+    assert keys[0] != keys[1]
+    assert "fold" not in keys[0]  # so that results of before there were folds hold
