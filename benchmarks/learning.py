@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import SETS, Set
+from pictures import SETS, USUAL, Set
 from rivals import fit, simclr, vicreg
 
 import la_core
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the passes, one seed")
     parser.add_argument("--ablation", action="store_true", help="one setting at a time, on the digits")
     parser.add_argument("--validation", action="store_true", help="one seed on validation splits")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(USUAL))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=2, help="processes, each on one core")
     parser.add_argument("--out", type=Path, help="a folder for the results, instead of benchmarks/ and docs/")

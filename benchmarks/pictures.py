@@ -1,4 +1,4 @@
-"""Three sets of real images that ship with installed packages, split so that no original is on both sides.
+"""Sets of real images that ship with installed packages, split so that no original is on both sides.
 
 digits       handwritten digits of scikit-learn, each somewhere on a canvas, at some scale and angle; class: the digit
 surfaces     gray patches of photographs: textures, tissue, sky, terrain, at any angle, with brightness and contrast
@@ -6,6 +6,7 @@ surfaces     gray patches of photographs: textures, tissue, sky, terrain, at any
              part is a harder test than another, each quarter of the pictures is the test of one fold of four
 pictograms   signs of matplotlib's fonts, each somewhere on a noisy canvas, at some scale, angle, slant and darkness;
              class: the sign; test signs are of typefaces that training never saw
+photographs  the same as the surfaces of ten pictures of things and pages, which no setting was chosen on: no table's
 
 Settings are chosen on another split, made of the training originals alone in the same way: ``validation=True``.
 """
@@ -55,8 +56,17 @@ def digits(validation: bool = False) -> Set:
 
 def surfaces(validation: bool = False, fold: int = 0) -> Set:
     """2 000 training patches of ten surfaces, 1 000 test patches of another quarter of each."""
+    return _of(_surfaces(), validation, fold)
+
+
+def photographs(validation: bool = False, fold: int = 0) -> Set:
+    """2 000 training patches of ten photographs, 1 000 test patches of another quarter of each."""
+    return _of(_photographs(), validation, fold)
+
+
+def _of(pictures: dict[str, np.ndarray], validation: bool, fold: int) -> Set:
     view = ImageView(size=SIDE, crop=(0.3, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), grayscale=0.0, mean=(0.5,), std=(0.2,))
-    train, test = (_patches(_surfaces(), _tiles(part, fold), part, each) for part, each in _PARTS[validation].items())
+    train, test = (_patches(pictures, _tiles(part, fold), part, each) for part, each in _PARTS[validation].items())
     return Set(train, test, view, 1)
 
 
@@ -70,8 +80,11 @@ SETS: dict[str, tuple[Callable[[bool], Set], ...]] = {
     "digits": (digits,),
     "surfaces": tuple(partial(surfaces, fold=fold) for fold in range(4)),
     "pictograms": (pictograms,),
+    "photographs": tuple(partial(photographs, fold=fold) for fold in range(4)),
 }
 """Of each set its folds: what is the test in one is in the training of the others."""
+USUAL = ("digits", "surfaces", "pictograms")
+"""The sets of the README's table."""
 
 
 def _surfaces() -> dict[str, np.ndarray]:
@@ -87,6 +100,19 @@ def _surfaces() -> dict[str, np.ndarray]:
     slope = np.gradient(terrain.astype(np.float64))[0]
     found["terrain"] = np.clip(128 + 400 * slope / np.abs(slope).max(), 0, 255).astype(np.uint8)
     return found
+
+
+def _photographs() -> dict[str, np.ndarray]:
+    import skimage.data
+    import sklearn.datasets
+    from PIL import Image
+
+    names = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "page.png",
+             "rocket.jpg", "text.png")  # fmt: skip
+    folder = Path(skimage.data.__file__).parent
+    files = [folder / name for name in names]
+    files += [Path(sklearn.datasets.__file__).parent / "images" / name for name in ("china.jpg", "flower.jpg")]
+    return {file.name: np.asarray(Image.open(file).convert("L")) for file in files}
 
 
 _PARTS = {False: {"train": 200, "test": 100}, True: {"fit": 200, "validation": 100}}
