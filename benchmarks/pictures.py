@@ -56,15 +56,15 @@ def digits(validation: bool = False) -> Set:
 
 def surfaces(validation: bool = False, fold: int = 0) -> Set:
     """2 000 training patches of ten surfaces, 1 000 test patches of another quarter of each."""
-    return _of(_surfaces(), validation, fold)
+    return _patch_set(_surfaces(), validation, fold)
 
 
 def photographs(validation: bool = False, fold: int = 0) -> Set:
     """2 000 training patches of ten photographs, 1 000 test patches of another quarter of each."""
-    return _of(_photographs(), validation, fold)
+    return _patch_set(_photographs(), validation, fold)
 
 
-def _of(pictures: dict[str, np.ndarray], validation: bool, fold: int) -> Set:
+def _patch_set(pictures: dict[str, np.ndarray], validation: bool, fold: int) -> Set:
     view = ImageView(size=SIDE, crop=(0.3, 1.0), jitter=(0.4, 0.4, 0.0, 0.0), grayscale=0.0, mean=(0.5,), std=(0.2,))
     train, test = (_patches(pictures, _tiles(part, fold), part, each) for part, each in _PARTS[validation].items())
     return Set(train, test, view, 1)
