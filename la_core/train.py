@@ -22,6 +22,7 @@ from la_core.bank import State, random_parts, random_rows, unit, update
 from la_core.clusters import cluster
 from la_core.comm import Team, digest
 from la_core.data import Samples, Workers, batches, load, samples
+from la_core.data.workers import Batch, Loaded
 from la_core.errors import NotFiniteError, RangeError, SettingsError, ShapeError, Terminated
 from la_core.folder import RunFolder
 from la_core.kernels import Array
@@ -243,13 +244,14 @@ class _Trainer:
             self.folder.start(run.settings, run.history)
         try:
             self._tell("on_start" if begins else "on_resume")
-            for epoch in range(len(run.history), run.settings.epochs):
-                run.epoch = epoch
-                run.phase = WARM_UP if run.epoch < run.settings.warmup_epochs else AGGREGATION
-                self._epoch()
-                if epoch + 1 in (run.settings.warmup_epochs, run.settings.epochs):
-                    self._tell("on_phase_end")
-                self._keep()
+            with closing(run.workers.stream(run.data, self._upcoming(), run.view)) as loaded:
+                for epoch in range(len(run.history), run.settings.epochs):
+                    run.epoch = epoch
+                    run.phase = WARM_UP if run.epoch < run.settings.warmup_epochs else AGGREGATION
+                    self._epoch(loaded)
+                    if epoch + 1 in (run.settings.warmup_epochs, run.settings.epochs):
+                        self._tell("on_phase_end")
+                    self._keep()
             run.status = "finished"
         except KeyboardInterrupt:
             run.status = "interrupted"
@@ -265,35 +267,46 @@ class _Trainer:
             self._tell("on_end")
         return run
 
-    def _epoch(self) -> None:
+    def _order(self, epoch: int) -> list[np.ndarray]:
+        """The batches of an epoch."""
+        settings = self.run.settings
+        return batches(len(self.run.data), settings.batch(epoch), seed=settings.seed, epoch=epoch)
+
+    def _upcoming(self) -> Iterator[Batch]:
+        """Of each batch from here to the end the part of this process: the next epoch is loaded while one is closed."""
+        seed, made = self.run.settings.seed, self.memory.number
+        for epoch in range(len(self.run.history), self.run.settings.epochs):
+            keys = (seed, epoch), (derived_seed(seed, "second view"), epoch)
+            for batch in self._order(epoch)[made:]:
+                yield batch[self.team.own(len(batch))], keys[: self.run.settings.views]
+            made = 0
+
+    def _epoch(self, loaded: Iterator[Loaded]) -> None:
         run, settings, memory = self.run, self.run.settings, self.memory
-        order = batches(len(run.data), settings.batch(run.epoch), seed=settings.seed, epoch=run.epoch)
-        own = [batch[self.team.own(len(batch))] for batch in order[memory.number :]]
-        keys = [(settings.seed, run.epoch), (derived_seed(settings.seed, "second view"), run.epoch)]
-        with closing(run.workers.load(run.data, own, run.view, *keys[: settings.views])) as loaded:
-            for number, indices in list(enumerate(order))[memory.number :]:
-                if run.phase == AGGREGATION and self._due(number, len(order)):
-                    self._cluster()
-                with self._clock("load"):
-                    _, views = next(loaded)
-                told: tuple[Any, ...]
-                try:
-                    loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
-                except NotFiniteError as error:
-                    self._hold_back(error, indices)
-                    told = "on_skip", error
-                else:
-                    memory.in_a_row = 0
-                    memory.losses.append(loss)
-                    if n_close is not None:
-                        memory.close.append(n_close)
-                    told = "on_step", float(loss.mean())
-                run.step += 1
-                memory.number += 1
-                run.last_batch = len(indices)
-                self._tell(*told)
-                if memory.number < len(order) or self._asked():  # at the end the epoch's record comes first
-                    self._keep()
+        order = self._order(run.epoch)
+        for number, indices in list(enumerate(order))[memory.number :]:
+            if run.phase == AGGREGATION and self._due(number, len(order)):
+                self._cluster()
+            with self._clock("load"):
+                _, views = next(loaded)
+            told: tuple[Any, ...]
+            try:
+                loss, n_close = self._step(indices, views, settings.rate(run.epoch + number / len(order)))
+            except NotFiniteError as error:
+                self._hold_back(error, indices)
+                told = "on_skip", error
+            else:
+                memory.in_a_row = 0
+                memory.losses.append(loss)
+                if n_close is not None:
+                    memory.close.append(n_close)
+                told = "on_step", float(loss.mean())
+            run.step += 1
+            memory.number += 1
+            run.last_batch = len(indices)
+            self._tell(*told)
+            if memory.number < len(order) or self._asked():  # at the end the epoch's record comes first
+                self._keep()
         if not memory.losses:
             raise NotFiniteError(f"every step of epoch {run.epoch + 1} was skipped: nothing is being learnt")
         record: dict[str, Any] = {

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ torch = pytest.importorskip("torch")
 import la_core
 from la_core import Settings, train
 from la_core.backends.torch import Perceptron, TorchEncoder, make_optimizer
+from la_core.data import workers
 from la_core.errors import DataError, NotFiniteError, RangeError, RunFolderError, SettingsError, ShapeError
 from la_core.folder import read_metrics
 from la_core.mlp import MLP
@@ -95,6 +97,35 @@ def test_a_run_learns_and_tells_of_it_in_order(name, make):
     assert 0 <= run.history[2]["without_close"] <= 1
     assert run.history[2]["mean_close"] > 0
     assert run.backend.to_host(run.state.labels).shape == (2, 48)
+
+
+def law_of_epochs_loaded_ahead(monkeypatch, patience):
+    """While an epoch is being closed the first batch of the next is on its way, and none is after the last."""
+    wanted, begun, load = [], [threading.Event() for _ in range(SMALL.epochs)], workers.load
+
+    def watched(data, indices, view, *keys):
+        for _, epoch in keys:  # evaluation has none
+            wanted.append(epoch)
+            begun[epoch].set()
+        return load(data, indices, view, *keys)
+
+    class Waits(la_core.Callback):
+        def on_epoch(self, run, record):
+            assert all(event.wait(patience) for event in begun[: run.epoch + 2])
+
+    monkeypatch.setattr(workers, "load", watched)
+    go("numpy", numpy_encoder, callbacks=[Waits()])
+    assert wanted == [epoch for epoch in range(SMALL.epochs) for _ in range(3)]
+
+
+def test_an_epoch_is_loaded_while_the_one_before_is_closed(monkeypatch):
+    law_of_epochs_loaded_ahead(monkeypatch, 20)
+
+
+def test_an_epoch_that_is_loaded_when_it_begins_is_caught(monkeypatch):
+    monkeypatch.setattr(workers, "one_ahead", lambda function, tasks: (function(task) for task in tasks))
+    with pytest.raises(AssertionError):
+        law_of_epochs_loaded_ahead(monkeypatch, 0.2)
 
 
 @both

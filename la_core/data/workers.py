@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -18,6 +18,11 @@ from la_core.data.loading import Key, load
 from la_core.data.pool import Pool
 from la_core.data.sources import Part, Samples
 from la_core.views import FeatureView, ImageView, View
+
+Batch: TypeAlias = tuple[np.ndarray, tuple[Key | None, ...]]
+"""Indices of samples, and what their views are drawn by."""
+Loaded: TypeAlias = tuple[np.ndarray, np.ndarray]
+"""Indices and views of a batch."""
 
 
 class Workers:
@@ -48,7 +53,7 @@ class Workers:
 
     def load(
         self, data: Samples, order: Iterable[np.ndarray], view: View, *keys: Key | None
-    ) -> Generator[tuple[np.ndarray, np.ndarray], None, None]:
+    ) -> Generator[Loaded, None, None]:
         """Indices and views of each batch of ``order``, in order: see :func:`la_core.data.load`.
 
         Raises
@@ -56,12 +61,16 @@ class Workers:
         DataError
             As :func:`la_core.data.load` raises it; a view that cannot be sent to another process; a process that died.
         """
+        return self.stream(data, ((indices, keys) for indices in order), view)
+
+    def stream(self, data: Samples, batches: Iterable[Batch], view: View) -> Generator[Loaded, None, None]:
+        """:meth:`load` of batches that have keys of their own, such as those of several epochs."""
         place = next((i for i, known in enumerate(self._pool.held) if known is data), None)
         if place is not None and self._pool.count:
-            return self._pool.map(_load, ((place, indices, view, keys) for indices in order))
+            return self._pool.map(_load, ((place, batch, view) for batch in batches))
         if _ours(data) and type(view) in (ImageView, FeatureView):
-            return one_ahead(lambda indices: (indices, load(data, indices, view, *keys)), order)
-        return ((indices, load(data, indices, view, *keys)) for indices in order)
+            return one_ahead(lambda batch: _loaded(data, batch, view), batches)
+        return (_loaded(data, batch, view) for batch in batches)
 
     def close(self) -> None:
         """End the processes. Batches are loaded in this one from then on."""
@@ -81,8 +90,11 @@ def _ours(data: object) -> bool:
     return type(data) in (np.ndarray, np.memmap, MappedArray, ImageFolder)
 
 
-def _load(
-    known: tuple[Samples, ...], task: tuple[int, np.ndarray, View, tuple[Key | None, ...]]
-) -> tuple[np.ndarray, np.ndarray]:
-    place, indices, view, keys = task
-    return indices, load(known[place], indices, view, *keys)
+def _loaded(data: Samples, batch: Batch, view: View) -> Loaded:
+    indices, keys = batch
+    return indices, load(data, indices, view, *keys)
+
+
+def _load(known: tuple[Samples, ...], task: tuple[int, Batch, View]) -> Loaded:
+    place, batch, view = task
+    return _loaded(known[place], batch, view)
