@@ -182,7 +182,10 @@ def _seen(x: Array) -> Array | None:
     if traced(x):
         return None
     # While JAX traces, whatever is made of a concrete array is traced too: look at its numbers on the host.
-    return np.asarray(x) if library(x) == "jaxlib" and traced(array_namespace(x).zeros(())) else x
+    if library(x) != "jaxlib" or not traced(array_namespace(x).zeros(())):
+        return x
+    host = np.asarray(x)
+    return host.astype(np.float32) if host.dtype.kind == "V" else host  # bfloat16, which NumPy does not know
 
 
 def _static(name: str, value: object, kind: str) -> None:

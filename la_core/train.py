@@ -174,8 +174,7 @@ def train(
         if found is not None:
             restore(found, run, memory)
             found.arrays.clear()  # the bank would be held twice
-        given = None if labels is None else backend.asarray(labels)
-        return _Trainer(run, layout, memory, files, saving, callbacks, given).train()
+        return _Trainer(run, layout, memory, files, saving, callbacks, labels).train()
 
 
 def _check_resume(folder: str | Path | None, resume: str, every: int, unit: str) -> None:
@@ -222,7 +221,7 @@ class _Trainer:
         folder: RunFolder | None,
         saving: Saving,
         callbacks: Sequence[Callback],
-        given_labels: Array | None,
+        given_labels: np.ndarray | None,
     ) -> None:
         self.run, self.memory, self.folder, self.saving = run, memory, folder, saving
         self.team, self.layout = run.team, layout
@@ -471,7 +470,7 @@ class _Trainer:
         run, settings = self.run, self.run.settings
         assert settings.n_clusters is not None  # resolved
         if self.given_labels is not None:
-            run.state = run.state._replace(labels=self.given_labels)
+            run.state = run.state._replace(labels=run.backend.asarray(self.given_labels))  # a step may consume them
         else:
             with self._clock("cluster"):
                 result = cluster(

@@ -17,7 +17,7 @@ from strategies import make_case
 from variants import EXACT, Variant, assert_close, assert_same
 
 import la_core
-from la_core import kernels
+from la_core import clusters, kernels
 from la_core.backends.jax import (
     JaxEncoder,
     Perceptron,
@@ -579,3 +579,46 @@ def test_nothing_is_compiled_in_a_steady_run(warmup, caplog):
     assert counts[0] > 0, "the count must see what is compiled"
     assert counts[1] == counts[3], counts  # the warm-up
     assert counts[5] == counts[7] > counts[3], counts  # Local Aggregation, clustering included
+
+
+@pytest.mark.parametrize("precise", ["highest", None], ids=["as it is", "planted: without it"])
+def test_clusterings_have_their_products_in_full_precision(precise, monkeypatch):
+    """A GPU rounds products to TF32 unless it is told not to, and then rows go to other clusters than their own."""
+    asked, plain = [], clusters.lloyd.reference
+
+    def watched(*args):
+        asked.append(jax.config.jax_default_matmul_precision)
+        return plain(*args)
+
+    monkeypatch.setattr(clusters.lloyd, "reference", watched)
+    if precise is None:
+        monkeypatch.setitem(clusters.lloyd.overrides, "jaxlib", watched)
+    la_core.cluster(jnp.asarray(la_core.random_rows(20, 4, seed=0)), n_clusters=3, seed=0)
+    assert asked == [precise]
+
+
+@pytest.mark.parametrize("epochs", [2, 3, 5])
+def test_labels_that_were_brought_outlast_the_steps_that_consume_them(epochs):
+    rows, labels = la_core.random_rows(48, 12, seed=0), np.random.default_rng(0).integers(0, 4, (2, 48))
+    settings = la_core.Settings(epochs=epochs, warmup_epochs=1, batch_size=16)
+    net = Perceptron((12, 16, 8), rngs=nnx.Rngs(0))
+    run = la_core.train(
+        Samples(rows),
+        nnx_encoder(net, make_optimizer(settings, decayed(net))),
+        backend=BACKEND,
+        settings=settings,
+        labels=labels,
+        progress=False,
+    )
+    np.testing.assert_array_equal(np.asarray(run.state.labels), labels)
+
+
+def test_embeddings_in_bfloat16_that_are_concrete_inside_a_jit():
+    bank, z = jnp.asarray(la_core.random_rows(9, 4, seed=0)), jnp.asarray(la_core.random_rows(3, 4, seed=1))
+    z = z.astype(jnp.bfloat16)
+    inside = jax.jit(lambda bank: la_core.nearest(z, bank, 2))(bank)
+    for got, want in zip(inside, la_core.nearest(z, bank, 2), strict=True):
+        np.testing.assert_array_equal(got, want)
+    bad = z.at[1, 2].set(jnp.nan)
+    with pytest.raises(NotFiniteError, match="row 1"):
+        jax.jit(lambda bank: la_core.nearest(bad, bank, 2))(bank)

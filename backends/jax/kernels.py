@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array, lax
 
-from la_core import kernels
+from la_core import clusters, kernels
 from la_core.backends import gpu
 from la_core.backends.jax.scan import Pair, dot, pays, ranked, scanned
 from la_core.errors import NotFiniteError
@@ -53,6 +53,13 @@ def _on(plain: Callable[..., Any], branches: dict[str, Callable[..., Any]], *arg
 def _cache() -> int:
     """Bytes of a block that is read twice: a core's cache, or what keeps an accelerator busy."""
     return CACHE if jax.default_backend() == "cpu" else BUDGET
+
+
+@_override(clusters.lloyd)
+def lloyd(*args: Any) -> Any:
+    """The reference, whose products decide which cluster a row is in."""
+    with jax.default_matmul_precision("highest"):
+        return clusters.lloyd.reference(*args)
 
 
 # Selection -------------------------------------------------------------------------------------------------------
