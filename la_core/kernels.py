@@ -210,9 +210,9 @@ def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array,
     """The k bank rows of largest dot product: ``(B, D), (N, D) -> scores (B, k), indices (B, k)``.
 
     The set is exact, indices rise along a row, and of equal scores at the k-th place the lowest indices win, so the
-    answer does not depend on the blocks. The bank may be stored :func:`apart`. The (B, N) matrix is never stored
-    whole: ``budget`` bounds the scores, the copy that a selection makes of them, and the candidates. Differentiable in
-    ``z`` where the library differentiates.
+    answer depends on the blocks no more than the scores do. The bank may be stored :func:`apart`. The (B, N) matrix is
+    never stored whole: ``budget`` bounds the scores, the copy that a selection makes of them, and the candidates.
+    Differentiable in ``z`` where the library differentiates.
     """
     xp = array_namespace(z, bank)
     per_score = 2 * itemsize(z) + 2
@@ -270,11 +270,13 @@ def votes(labels: Array, indices: Array, neighbours: Array) -> Array:
     Labels compare within one clustering only, and a negative one is no cluster. uint8, or int32 where H is above 255.
     """
     xp = array_namespace(labels, indices, neighbours)
-    kind, agreements = xp.uint8 if labels.shape[0] < 256 else xp.int32, []
-    for h in range(labels.shape[0]):
+    kind = xp.uint8 if labels.shape[0] < 256 else xp.int32
+
+    def agreement(h: int) -> Array:
         mine = xp.take(labels[h, :], indices)[:, None]
-        agreements.append((entries(labels[h, :], neighbours) == mine) & (mine >= 0))
-    return reduce(add, (xp.astype(agreement, kind) for agreement in agreements))
+        return xp.astype((entries(labels[h, :], neighbours) == mine) & (mine >= 0), kind)
+
+    return reduce(add, map(agreement, range(labels.shape[0])))  # one at a time
 
 
 @by_bank
@@ -349,7 +351,7 @@ def softmax_ratio(s: Array, mask: Array) -> tuple[Array, Array]:
     close_mass = xp.where(mask, xp.exp(xp.where(mask, s, close_peak) - close_peak), xp.zeros_like(s))
     close_total = xp.where(some, xp.sum(close_mass, axis=1, keepdims=True), xp.ones_like(total))
 
-    loss = (peak + xp.log(total)) - (close_peak + xp.log(close_total))
+    loss = (peak - close_peak) + xp.log(total / close_total)  # both peaks are large where it is cold
     loss = xp.where(some, loss, xp.full_like(loss, math.log(s.shape[1])))
     weights = xp.where(some, mass / total - close_mass / close_total, xp.zeros_like(s))
     return xp.squeeze(loss, axis=1), weights

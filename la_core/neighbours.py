@@ -24,7 +24,8 @@ def nearest(z: Array, bank: Array, k: int, *, budget: int = BUDGET) -> tuple[Arr
     k
         1 to N.
     budget
-        Bytes of temporary memory; the (B, N) matrix is never stored whole. Does not change the answer.
+        Bytes of temporary memory; the (B, N) matrix is never stored whole. Does not change the answer, but for which
+        of two equal rows is taken where a library rounds products of other shapes otherwise (JAX).
 
     Returns
     -------

@@ -75,9 +75,9 @@ def fresh_rows(
     xp = check.together(z=z, bank=bank, indices=indices)
     check.bank(bank)
     check.embeddings(z, bank)
+    check.indices("indices", indices, (None,), bank.shape[0])
     if z.shape[0] != 2 * indices.shape[0]:
         raise ShapeError(f"z must hold two views of each of {indices.shape[0]} samples; got {z.shape[0]} rows")
-    check.indices("indices", indices, (None,), bank.shape[0])
     old = kernels.rows_at(bank, indices)
     halves = z[: indices.shape[0], :], z[indices.shape[0] :, :]
     terms = []

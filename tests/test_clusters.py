@@ -11,7 +11,7 @@ from strategies import integer_rows, unit_rows
 from variants import ACROSS, EXACT, assert_close, assert_same, every_variant
 
 import la_core
-from la_core import clusters
+from la_core import clusters, tiles
 
 every_dtype = pytest.mark.parametrize("dtype", [np.float64, np.float32])
 seeds = st.integers(0, 2**32 - 1)
@@ -232,3 +232,16 @@ def test_separated_groups_are_found_alike_by_every_library(variant, dtype):
     labels, *_ = run(variant, bank, n_clusters=10, n_clusterings=4, seed=0)
     reference, *_ = la_core.cluster(bank.astype(np.float64), n_clusters=10, n_clusterings=4, seed=0)
     assert_same(labels, reference)
+
+
+def test_tiles_keep_full_precision_under_autocast():
+    torch = pytest.importorskip("torch")
+    rng, n = np.random.default_rng(0), 60_000  # more than what NumPy does
+    centres = rng.standard_normal((2400, 24))
+    rows = centres[rng.integers(0, 2400, n)] + 0.2 * rng.standard_normal((n, 24))
+    bank = torch.from_numpy((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32))
+    assert tiles.pay(n, 2400)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = la_core.cluster(bank, n_clusters=2400, seed=0, n_iter=3, tolerance=0.0)
+    outside = la_core.cluster(bank, n_clusters=2400, seed=0, n_iter=3, tolerance=0.0)
+    assert torch.equal(inside.labels, outside.labels)

@@ -1,5 +1,6 @@
 """The torch criterion for a loop of one's own, and the torch encoder."""
 
+import gc
 from copy import deepcopy
 from functools import partial
 
@@ -10,11 +11,11 @@ torch = pytest.importorskip("torch")
 
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from variants import EXACT, assert_close, assert_same
 
 import la_core
-from la_core import objectives
+from la_core import State, objectives
 from la_core.backends.torch import LocalAggregation, TorchEncoder, parameter_groups
 from la_core.backends.torch.small import by_numpy
 from la_core.errors import BackendError, KindError, ShapeError
@@ -457,3 +458,62 @@ def test_encoder_without_an_optimizer_cannot_step():
 def test_encoder_that_gives_no_matrix():
     with pytest.raises(ShapeError, match=r"\(B, D\)"):
         TorchEncoder(nn.Conv2d(1, 1, 3).double()).apply(images())
+
+
+@pytest.mark.parametrize("n", [200, 200_000], ids=["by NumPy", "by PyTorch"])
+def test_a_bank_that_another_term_needs_as_it_was_is_an_error_and_not_a_wrong_gradient(n):
+    made = LocalAggregation(n, DIM, n_background=8)
+    z, indices = draw(dtype=torch.float32)
+
+    def other():
+        return la_core.instance_discrimination(z, made.bank, indices, temperature=0.1).mean()
+
+    with pytest.raises(RuntimeError, match="inplace"):
+        (other() + made(z, indices)).backward()  # the last is differentiated first
+    (made(z, indices) + other()).backward()
+
+
+def law_of_bounded_tensors(step, most=2):
+    """What a step makes is gone after a few more."""
+    counts = []
+    for number in range(30):
+        step()
+        if number in (9, 29):
+            gc.collect()
+            counts.append(sum(type(x) is Tensor for x in gc.get_objects()))
+    assert counts[1] - counts[0] <= most, counts
+
+
+def test_steps_leave_no_tensors_behind():
+    made = criterion()
+    z, indices = draw(dtype=torch.float32)
+    law_of_bounded_tensors(lambda: made(z, indices).backward())
+    held = [State(torch.from_numpy(la_core.random_rows(N, DIM, seed=0)), torch.zeros((1, N), dtype=torch.int32))]
+    move = by_numpy(la_core.update)
+    law_of_bounded_tensors(lambda: held.__setitem__(0, move(held[0], indices, z.detach())))
+    bank = held[0].bank
+    assert move(held[0], indices, z.detach()).bank is bank
+
+
+def test_a_chain_of_tensors_is_caught():
+    chain = [torch.zeros(3)]
+
+    def step():
+        chain[0] = torch.from_numpy(chain[0].numpy())
+
+    with pytest.raises(AssertionError):
+        law_of_bounded_tensors(step)
+
+
+@pytest.mark.parametrize(
+    ("z", "indices", "error"),
+    [
+        (torch.ones(BATCH, DIM, dtype=torch.complex64), torch.arange(BATCH), KindError),
+        (torch.ones(BATCH, DIM, dtype=torch.int64), torch.arange(BATCH), KindError),
+        (torch.ones(BATCH, DIM), torch.tensor(2), ShapeError),
+    ],
+    ids=["complex", "whole", "one index"],
+)
+def test_what_the_objectives_refuse_the_criterion_does(z, indices, error):
+    with pytest.raises(error):
+        criterion()(z, indices)

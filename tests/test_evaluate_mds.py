@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from la_core import evaluate
-from la_core.errors import NotFiniteError, RangeError, ShapeError
+from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
 
 module = sys.modules["la_core.evaluate.mds"]
 SEEDS = st.integers(0, 2**32 - 1)
@@ -144,3 +144,13 @@ def test_placing_keeps_to_its_budget():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20 + 6 * 20_000 * 8 * 2
+
+
+def test_tensors_on_the_host_are_taken_and_what_numpy_lacks_is_refused_by_name():
+    torch = pytest.importorskip("torch")
+    x = torch.from_numpy(cloud(0)).requires_grad_()
+    np.testing.assert_array_equal(evaluate.mds(x, 2).points, evaluate.mds(cloud(0), 2).points)
+    jax = pytest.importorskip("jax")
+    for half in (x.bfloat16(), jax.numpy.asarray(cloud(0)).astype("bfloat16")):
+        with pytest.raises(KindError, match="dtype"):
+            evaluate.mds(half, 2)

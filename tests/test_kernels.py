@@ -1,5 +1,6 @@
 """Every override of every kernel against its reference, the reference run by array-api-strict in its strictest mode."""
 
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -167,6 +168,44 @@ def law_the_fast_ratio_is_the_reference(seed, dtype=np.float32):
 @given(seed=st.integers(0, 2**32 - 1))
 def test_the_fast_ratio_is_the_reference(dtype, seed):
     law_the_fast_ratio_is_the_reference(seed, dtype)
+
+
+def law_the_cold_ratio_keeps_its_digits(xp, function):
+    """Where scores are large, for it is cold, and nearly equal, what is lost is measured by their differences."""
+    rng = np.random.default_rng(0)
+    s = (1e4 + np.arange(64) / 512 * rng.choice([-1, 1], (40, 64))).astype(np.float32)
+    mask = rng.random((40, 64)) < 0.9
+    want = kernels.softmax_ratio.reference(s.astype(np.longdouble), mask)[0]
+    got = np.asarray(function(xp.asarray(s), xp.asarray(mask))[0])
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("xp", [np, torch], ids=["numpy", "torch"])
+def test_the_cold_ratio_keeps_its_digits(xp):
+    law_the_cold_ratio_keeps_its_digits(xp, kernels.softmax_ratio)
+    law_the_cold_ratio_keeps_its_digits(xp, kernels.softmax_ratio.reference)
+
+
+def test_a_ratio_whose_peaks_meet_its_logs_is_caught():
+    def planted(s, mask):
+        lse = np.log(np.exp(s - s.max(axis=1, keepdims=True)).sum(axis=1)) + s.max(axis=1)
+        inside = np.where(mask, s, -np.inf)
+        return lse - (np.log(np.exp(inside - inside.max(axis=1, keepdims=True)).sum(axis=1)) + inside.max(axis=1)), None
+
+    with pytest.raises(AssertionError):
+        law_the_cold_ratio_keeps_its_digits(np, planted)
+
+
+def test_votes_of_many_clusterings_take_the_memory_of_few():
+    rng = np.random.default_rng(0)
+    peaks = []
+    for many in (3, 100):
+        labels, neighbours = rng.integers(0, 9, (many, 500)), rng.integers(0, 500, (50, 400))
+        tracemalloc.start()
+        kernels.votes.reference(labels, np.arange(50), neighbours)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
 
 
 def law_one_exponential_is_enough(seed, dtype=np.float32):

@@ -164,6 +164,9 @@ class _Criterion(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, z: Tensor, indices: Tensor, criterion: LocalAggregation) -> Tensor:
         # Half precision is left before the cotangent, so that a loss scaler's factor meets it in full.
+        check.matrix("z", z, "B")
+        if indices.ndim != 1:
+            check.indices("indices", indices, (None,), criterion.bank.shape[0])
         terms = criterion._terms(kernels.like(z, criterion.bank), indices)
         criterion.n_close = terms.n_close
         ctx.dtype = z.dtype
@@ -186,4 +189,5 @@ class _Criterion(torch.autograd.Function):
             ctx.pending = None
             every = indices.repeat(z.shape[0] // indices.shape[0])
             criterion.bank = by_numpy(update)(State(criterion.bank), every, z, mixing=criterion.mixing).bank
+            torch.autograd.graph.increment_version(criterion.bank)  # a graph that holds it cannot see NumPy write
         return (grads[0] * cotangent).to(ctx.dtype), None, None

@@ -79,7 +79,7 @@ def assign(x: Tensor, centroids: Tensor, budget: int = 8 * kernels.CACHE) -> tup
 
 
 # NumPy's products and PyTorch's sums in turn would wait for each other's threads, for longer than either takes.
-clusters.lloyd.override("torch")(by_numpy(clusters.lloyd.reference))
+clusters.lloyd.override("torch")(_full_precision(by_numpy(clusters.lloyd.reference)))
 
 
 @tiles.neighbours.override("torch")
@@ -206,7 +206,7 @@ def softmax_ratio(s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     close_peak = s.masked_fill(~mask, -torch.inf).amax(dim=1, keepdim=True).masked_fill_(some == 0, 0.0)
     close_mass = (s - close_peak).clamp_(max=0.0).exp_().mul_(inside)
     close_total = close_mass.sum(dim=1, keepdim=True) + (1.0 - some)
-    loss = torch.where(some > 0, (peak + total.log()) - (close_peak + close_total.log()), math.log(s.shape[1]))
+    loss = torch.where(some > 0, (peak - close_peak) + (total / close_total).log(), math.log(s.shape[1]))
     weights.div_(total).sub_(close_mass.div_(close_total)).mul_(some)
     return loss[:, 0], weights
 

@@ -33,8 +33,22 @@ def by_numpy(function: Callable[_P, _R]) -> Callable[_P, _R]:
         if sum(x.nbytes for x in tensors) > SMALL or not all(map(_shared, tensors)):
             return function(*args, **kwargs)
         protocol.ready("numpy")  # its kernels
+        lent: dict[int, tuple[np.ndarray, Tensor]] = {}
+
+        def lend(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            array = x.detach().numpy()
+            lent[id(array)] = array, x.detach() if x.requires_grad else x
+            return array
+
+        def back(x: Any) -> Any:
+            if id(x) in lent:  # else each step's tensor would hold the one before it
+                return lent[id(x)][1]
+            return torch.from_numpy(x if x.flags.writeable else x.copy()) if isinstance(x, np.ndarray) else x
+
         with threads.alone():
-            return _mapped(function(*_mapped(args), **kwargs))
+            return _mapped(function(*_mapped(args, lend), **kwargs), back)
 
     return run
 
@@ -53,13 +67,9 @@ def _tensors(x: Any) -> Iterator[Tensor]:
             yield from _tensors(part)
 
 
-def _mapped(x: Any) -> Any:
-    """A tree of tuples, its tensors as arrays and its arrays as tensors in the same memory."""
-    if isinstance(x, Tensor):
-        return x.detach().numpy()
-    if isinstance(x, np.ndarray):
-        return torch.from_numpy(x if x.flags.writeable else x.copy())
-    if isinstance(x, tuple):
-        parts = [_mapped(part) for part in x]
-        return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)
-    return x
+def _mapped(x: Any, leaf: Callable[[Any], Any]) -> Any:
+    """A tree of tuples with ``leaf`` of all that is in it."""
+    if not isinstance(x, tuple):
+        return leaf(x)
+    parts = [_mapped(part, leaf) for part in x]
+    return type(x)(*parts) if hasattr(x, "_fields") else tuple(parts)

@@ -13,9 +13,12 @@ from la_core.errors import KindError, ShapeError
 def host(name: str, x: Any) -> np.ndarray:
     """``x`` as a NumPy array, without a copy where it is one already."""
     try:
-        return np.asarray(x)
-    except (TypeError, ValueError, RuntimeError):  # on a GPU, in a graph, ragged
-        raise KindError(f"{name} must be an array on the host: take it there first, as by backend.to_host") from None
+        found = np.asarray(x.detach() if hasattr(x, "detach") else x)
+    except (TypeError, ValueError, RuntimeError):  # on a GPU, ragged, bfloat16
+        found = None
+    if found is None or found.dtype.kind == "V":
+        raise KindError(f"{name} must be on the host, of a dtype that NumPy has: take it there by backend.to_host")
+    return found
 
 
 def matrix(name: str, x: Any) -> np.ndarray:
