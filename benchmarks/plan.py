@@ -5,6 +5,7 @@ python benchmarks/plan.py       a minute or two; prints each prediction, what it
 
 from __future__ import annotations
 
+import argparse
 import time
 
 import la_core
@@ -18,6 +19,7 @@ DIM, BATCH, ITERATIONS = 128, 128, 2
 
 def main() -> None:
     """Measure the rates once, then predict and measure each size."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rates = measured(dim=DIM, batch=BATCH)
     print(f"rates, {rates.source}: search {rates.search:.3g}, clustering {rates.assign:.3g} operations a second")
     print(f"{'':<14}{'rows':>9}{'predicted':>12}{'measured':>12}{'ratio':>8}")

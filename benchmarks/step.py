@@ -7,6 +7,7 @@ A run does not wait: JAX computes one part while the host goes on to the next, s
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable
@@ -20,7 +21,7 @@ import numpy as np
 import la_core
 from la_core import State, digits, update
 from la_core.data import batches, load
-from la_core.objectives import fresh_rows, local_aggregation_terms
+from la_core.objectives import fresh_rows, local_aggregation_terms, with_instances
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -35,8 +36,16 @@ def measure(name: str) -> dict[str, float]:
     settings = digits.SETTINGS.resolved(len(data))
     encoder = example.cnn(backend, settings, (1, digits.CANVAS, digits.CANVAS))
     state = State(backend.asarray(la_core.random_rows(len(data), example.DIM, seed=0)))
-    labels = la_core.cluster(state.bank, n_clusters=settings.n_clusters, n_clusterings=5, seed=0).labels
-    objective = partial(local_aggregation_terms, n_background=settings.n_background, temperature=settings.temperature)
+    labels = la_core.cluster(
+        state.bank, n_clusters=settings.n_clusters, n_clusterings=settings.n_clusterings, seed=0
+    ).labels
+    aggregated = partial(
+        local_aggregation_terms,
+        n_background=settings.n_background,
+        temperature=settings.temperature,
+        combine=settings.combine,
+    )
+    objective = with_instances(aggregated, settings.instance_weight, settings.warmup_temperature)
     terms_of = backend.compile(lambda z, state, rows: fresh_rows(objective, z, state, rows), (1,))
     moved = backend.compile(lambda state, rows, z: update(state, rows, z), (0,))
     state = State(state.bank, labels)
@@ -69,10 +78,16 @@ def waited(result: Any) -> Any:
     return result
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Print the table."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     found = {name: measure(name) for name in ("torch", "jax")}
     parts = list(next(iter(found.values())))
     print(f"{'ms a step, median':<28}" + "".join(f"{name:>10}" for name in found))
     for part in parts:
         print(f"{part:<28}" + "".join(f"{found[name][part]:>10.2f}" for name in found))
     print(f"{'all':<28}" + "".join(f"{sum(found[name].values()):>10.2f}" for name in found))
+
+
+if __name__ == "__main__":
+    main()

@@ -9,6 +9,7 @@ waiting for more. Linux alone tells the latter.
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ def others() -> float:
 
 def main() -> None:
     """Print both tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     torch.rand(600, 600).exp()  # which begins the threads
     print(f"{torch.get_num_threads()} threads")
     measure()

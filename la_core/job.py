@@ -122,6 +122,14 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 """Numbers of <malloc.h>."""
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter):
+    """Defaults, but for those that the help itself tells: None, and that of a switch."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = action.default is None or isinstance(action.default, bool)
+        return action.help if told else super()._get_help_string(action)
+
+
 def _parser(
     framework: str, encoders: Mapping[str, Recipe], networks: Networks | None, devices: bool
 ) -> argparse.ArgumentParser:
@@ -129,13 +137,14 @@ def _parser(
     parser = argparse.ArgumentParser(
         description=f"Local Aggregation of images with {framework}. Without options: handwritten digits, each "
         "somewhere on a larger canvas; prints how well the nearest neighbours of an image tell its class.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     add = parser.add_argument
     add("--data", metavar="PATH", help="a folder of images (first-level subfolders are classes), or an .npz with "
         "'images' (N, H, W[, C]) uint8 and, if there are any, 'labels', 'test_images', 'test_labels'; "
         "by default the digits")  # fmt: skip
-    add("--size", type=int, help="side in pixels to which images of --data are resized; by default 64, or the preset's")
+    add("--size", type=int, help="side in pixels to which images of --data are resized; by default 64"
+        + (", or the preset's" if networks else ""))  # fmt: skip
     add("--encoder", choices=sorted(encoders), default=first, help="network to train from nothing")
     add("--epochs", type=int, help="epochs in all, the warm-up included; by default the recipe's")
     add("--warmup-epochs", type=int, help="epochs of Instance Discrimination; by default the recipe's share of all")

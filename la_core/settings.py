@@ -19,7 +19,8 @@ from la_core.neighbours import COMBINATIONS
 class Settings:
     """A run of ``la_core.train``. ``None`` means: chosen from the number of samples, and shown (:meth:`resolved`).
 
-    The defaults are those of the published codes for ImageNet, save for what depends on the number of samples.
+    The defaults are those of the published codes for ImageNet, save for what depends on the number of samples, and for
+    ``warmup``, ``bank_start`` and ``tolerance``; the presets named after the paper have these as published, too.
     """
 
     seed: int = 0
