@@ -65,7 +65,7 @@ bench-quick: $(READY)  ## make bench at a fiftieth of the size, to see that it r
 	@$(PIP) --group bench
 	PYTHONPATH=benchmarks $(BIN)/python -m speed --scale 0.02 --repeats 2
 
-learning: $(READY)  ## what is learnt on three sets of images, beside other methods, and the ablation (three to four hours)
+learning: $(READY)  ## what is learnt on four sets of images, beside other methods, and the ablation (five hours)
 	@$(PIP) --group bench
 	$(BIN)/python benchmarks/learning.py
 	$(BIN)/python benchmarks/learning.py --ablation

@@ -1,12 +1,12 @@
-"""What Local Aggregation learns on three sets of real images, beside what people would pick instead.
+"""What Local Aggregation learns on four sets of real images, beside what people would pick instead.
 
     python benchmarks/learning.py              every method on every set, three seeds: the table
     python benchmarks/learning.py --ablation   one setting at a time, on the digits, at half the passes: the picture
     python benchmarks/learning.py --validation one seed on validation splits, which settings are chosen by; not kept
     python benchmarks/learning.py --quick      the table in little time: few passes, one seed, nothing kept
 
-All methods have the same network, random views, optimizer and schedule, the better of two learning rates, as many views
-in a step, and as many passes of a training image through the encoder: a method with two views of a sample makes half as
+All methods have the same network, random views, optimizer and schedule, one of two learning rates, as many views in
+a step, and as many passes of a training image through the encoder: a method with two views of a sample makes half as
 many epochs, in batches of half as many samples. ``docs/learning.md`` says how settings and sets were chosen. Runs that
 ``learning.json`` holds already, with these very settings, are not repeated.
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pictures import SETS, USUAL, Set
+from pictures import SETS, Set
 from rivals import fit, simclr, vicreg
 
 import la_core
@@ -269,7 +269,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a tenth of the passes, one seed")
     parser.add_argument("--ablation", action="store_true", help="one setting at a time, on the digits")
     parser.add_argument("--validation", action="store_true", help="one seed on validation splits")
-    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(USUAL))
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=list(SETS))
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=2, help="processes, each on one core")
     parser.add_argument("--out", type=Path, help="a folder for the results, instead of benchmarks/ and docs/")

@@ -6,7 +6,7 @@ surfaces     gray patches of photographs: textures, tissue, sky, terrain, at any
              part is a harder test than another, each quarter of the pictures is the test of one fold of four
 pictograms   signs of matplotlib's fonts, each somewhere on a noisy canvas, at some scale, angle, slant and darkness;
              class: the sign; test signs are of typefaces that training never saw
-photographs  the same as the surfaces of ten pictures of things and pages, which no setting was chosen on: no table's
+photographs  the same as the surfaces of ten pictures of things and pages, on which no setting was ever chosen
 
 Settings are chosen on another split, made of the training originals alone in the same way: ``validation=True``.
 """
@@ -83,8 +83,6 @@ SETS: dict[str, tuple[Callable[[bool], Set], ...]] = {
     "photographs": tuple(partial(photographs, fold=fold) for fold in range(4)),
 }
 """Of each set its folds: what is the test in one is in the training of the others."""
-USUAL = ("digits", "surfaces", "pictograms")
-"""The sets of the README's table."""
 
 
 def _surfaces() -> dict[str, np.ndarray]:
