@@ -88,7 +88,8 @@ def run(options: argparse.Namespace) -> LayerProbes:
     if layers is None:
         parts = ", ".join(part for part, _ in encoder.module.named_modules() if part)
         raise KindError(f"--layers must name some of the layers of this {name}: {parts}")
-    train, test = data(options)
+    gray = next(encoder.module.parameters()).shape[1] == 1  # of a network that learnt from gray images
+    train, test = data(options, "L" if gray else "RGB")
     crop = CropView(size=options.size, resize=options.resize)
     sgd = None
     if options.sgd:
@@ -115,12 +116,12 @@ def run(options: argparse.Namespace) -> LayerProbes:
         )
 
 
-def data(options: argparse.Namespace) -> tuple[Samples, Samples]:
+def data(options: argparse.Namespace, mode: str = "RGB") -> tuple[Samples, Samples]:
     """Training and test samples."""
     on_error = "skip" if options.skip_broken else "raise"
 
     def folder(path: str) -> Samples:
-        found = la_core.samples(ImageFolder(path, on_error=on_error, workers=options.workers))
+        found = la_core.samples(ImageFolder(path, mode=mode, on_error=on_error, workers=options.workers))
         if found.classes is None:
             raise DataError(f"{path} must hold at least two subfolders, one for each class, and no image beside them")
         return found

@@ -148,8 +148,12 @@ class RunFolder:
 def whole(path: Path, write: Callable[[Path], object]) -> None:
     """Write a file beside its place, and put it there when it is whole."""
     beside = path.with_name(f".{path.name}.part")
-    write(beside)
-    beside.replace(path)
+    try:
+        write(beside)
+        beside.replace(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read_metrics(path: str | Path) -> Iterator[dict[str, Any]]:

@@ -251,8 +251,13 @@ class _Job:
             bank_layout=options.bank_layout,
         )
         shown = _gallery(run, table) if table.rows else None
-        if not team.first:
-            return
+        if team.first:
+            self._show(run, table, shown)
+        if not team.alone:
+            team.told(b"" if team.first else None)  # who ends sooner may take the first one's pictures along
+
+    def _show(self, run: Run, table: _Table, shown: Any) -> None:
+        options = self.options
         if table.rows:
             print(f"\n{table}\n")
             if self.options.quick:
@@ -372,9 +377,9 @@ def _need(*packages: str) -> None:
 def _own(options: argparse.Namespace) -> tuple[Samples, Samples | None]:
     """The user's images; where classes are known and no test set comes with them, a part is held out."""
     path, test = Path(options.data), None
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         data, test = load_npz(path)
-    elif path.suffix == ".npy":
+    elif path.suffix.lower() == ".npy":
         data = samples(path)
     else:
         on_error = "skip" if options.skip_broken else "raise"

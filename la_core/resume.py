@@ -259,10 +259,11 @@ def restore(found: Checkpoint, run: Run, memory: Memory) -> None:
 def _check_place(found: Checkpoint, n: int, settings: Settings) -> None:
     """Place, step and history say the same, and are of a run that has these samples."""
     place = found.place
-    if place.epoch > settings.epochs:
+    begun = place.epoch + (place.number > 0)
+    if begun > settings.epochs:
         raise CheckpointError(
-            f"the run has {place.epoch} epochs already, more than the {settings.epochs} that are asked for: "
-            f"ask for {place.epoch} or more"
+            f"the run has begun {begun} epochs already, more than the {settings.epochs} that are asked for: "
+            f"ask for {begun} or more"
         )
     steps = [-(-n // settings.batch(epoch)) for epoch in range(place.epoch + 1)]
     fits = (

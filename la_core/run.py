@@ -26,6 +26,7 @@ class Run:
     data: Samples
     test: Samples | None
     view: View
+    """Training reads it once, when it begins."""
     encoder: Encoder
     backend: Backend
     settings: Settings

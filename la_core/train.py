@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,7 @@ from la_core.clusters import cluster
 from la_core.comm import Team, digest
 from la_core.data import Samples, Workers, batches, load, samples
 from la_core.data.workers import Batch, Loaded
-from la_core.errors import NotFiniteError, RangeError, SettingsError, ShapeError, Terminated
+from la_core.errors import NotFiniteError, RangeError, RunFolderError, SettingsError, ShapeError, Terminated
 from la_core.folder import RunFolder
 from la_core.kernels import Array
 from la_core.layout import Layout
@@ -262,8 +262,7 @@ class _Trainer:
             run.status = "failed"
             raise
         finally:
-            self._save()
-            self._tell("on_end")
+            self._end()
         return run
 
     def _order(self, epoch: int) -> list[np.ndarray]:
@@ -559,6 +558,26 @@ class _Trainer:
             arrays["bank"] = self._host(run.state.bank)
         self.team.agree("an epoch", {name: digest(x) for name, x in arrays.items()})
 
+    def _end(self) -> None:
+        """The files as they stand, and the last word. What cannot be saved after an error does not hide it."""
+        run = self.run
+        try:
+            self._save()
+        except Exception as error:
+            if run.status != "finished":
+                warnings.warn(f"the run ends, and its files could not be saved as they stand: {error}", stacklevel=2)
+            elif not isinstance(error, OSError):
+                run.status = "failed"
+                raise
+            else:
+                run.status = "failed"
+                raise RunFolderError(f"the files of the run cannot be saved: {error}") from error
+        finally:
+            if self.folder is not None:
+                with nullcontext() if run.status == "finished" else suppress(OSError):
+                    self.folder.status(run.status, epoch=len(run.history), epochs=run.settings.epochs)
+            self._tell("on_end")
+
     def _save(self) -> None:
         run, bank = self.run, None
         if self.team.alone or not self.layout.sharded or run.status in ("finished", "terminated"):
@@ -570,7 +589,6 @@ class _Trainer:
             labels = {} if run.state.labels is None else {"labels": self._host(run.state.labels)}
             self.folder.arrays("embeddings.npz", {"bank": bank, **labels})
         self.folder.arrays("encoder.npz", run.encoder.weights())
-        self.folder.status(run.status, epoch=len(run.history), epochs=run.settings.epochs)
 
     def _host(self, x: Array) -> np.ndarray:
         return self.run.backend.to_host(x)

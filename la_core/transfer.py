@@ -29,7 +29,7 @@ from la_core.evaluate.probe import WEIGHT_DECAYS, interval
 from la_core.kernels import Array
 from la_core.protocol import Backend, Encoder
 from la_core.spaces import array_namespace, device
-from la_core.views import View
+from la_core.views import View, of_channels
 
 MEMORY = 8 << 30
 """Bytes that the features of one layer may take by default, both sides together."""
@@ -94,9 +94,7 @@ class CropView:
         )
         pixels = np.asarray(crop, dtype=np.float32)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        if pixels.shape[0] != mean.size:
-            mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+        mean, std = (of_channels(x, pixels.shape[0]) for x in (self.mean, self.std))
         scaled: np.ndarray = (pixels / 255 - mean[:, None, None]) / std[:, None, None]
         return scaled
 

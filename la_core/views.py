@@ -46,6 +46,12 @@ class FeatureView:
         return x
 
 
+def of_channels(values: Sequence[float], channels: int) -> np.ndarray:
+    """One number for each channel; for all of them the mean, where there are as many as of other images."""
+    x = np.array(values, np.float32)
+    return x if x.size == channels else x.mean(keepdims=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ImageView:
     """Views of images by Pillow: resized crop, affine, grayscale, colour jitter, flip.
@@ -91,6 +97,8 @@ class ImageView:
                 raise SettingsError(f"{name} must be between 0 and 1; got {share}")
         if not math.isfinite(self.degrees):
             raise SettingsError(f"degrees must be finite; got {self.degrees}")
+        if not {len(self.mean), len(self.std)} <= {1, 3}:
+            raise SettingsError(f"mean and std must have one or three numbers; got {self.mean} and {self.std}")
         if not all(map(math.isfinite, self.mean)) or not all(0 < x < math.inf for x in self.std):
             raise SettingsError(f"mean must be finite, and std above 0; got mean {self.mean}, std {self.std}")
         if not 0 <= self.shear < 90:
@@ -128,9 +136,7 @@ class ImageView:
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         scaled = pixels.astype(np.float32, order="C")
         _level(scaled, [one.levels for one in begun])
-        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
-        if scaled.shape[1] != mean.size:
-            mean, std = mean.mean(keepdims=True), std.mean(keepdims=True)
+        mean, std = (of_channels(x, scaled.shape[1]) for x in (self.mean, self.std))
         scaled /= 255
         scaled -= mean[:, None, None]
         scaled /= std[:, None, None]

@@ -311,3 +311,20 @@ def test_a_part_is_taken_by_numbers_or_by_a_mask():
     for part in (by_mask, by_number):
         assert part.classes.tolist() == [1, 3]
         assert [part[i].tolist() for i in range(2)] == [[2.0, 3.0], [6.0, 7.0]]
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.15,), (0.3,)), ((0.15,), (0.2, 0.3, 0.4)), ((0.1, 0.15, 0.2), (0.3,))])
+def test_mean_and_std_may_be_of_one_or_of_three_channels(mean, std):
+    gray = np.random.default_rng(0).integers(0, 256, (5, 5), np.uint8)
+    view = views.ImageView(size=5, mean=mean, std=std)
+    np.testing.assert_allclose(view(gray, None)[0], (gray / 255 - 0.15) / 0.3, atol=1e-6)
+    colour = np.stack([gray] * 3, axis=2)
+    want = (colour / 255 - np.array(mean)) / np.array(std)
+    np.testing.assert_allclose(view(colour, None), want.transpose(2, 0, 1), atol=1e-6)
+
+
+@pytest.mark.parametrize("several", [(), (0.5, 0.5)])
+def test_mean_and_std_of_other_lengths_are_refused(several):
+    for name in ("mean", "std"):
+        with pytest.raises(SettingsError, match="one or three"):
+            views.ImageView(**{name: several})

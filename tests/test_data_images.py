@@ -140,6 +140,14 @@ def test_the_limit_is_ours_and_pillows_is_left_as_it_was(monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
+def test_filters_of_warnings_which_all_threads_share_are_left_alone(monkeypatch):
+    def touched(*_, **__):
+        raise AssertionError("filters were touched")
+
+    monkeypatch.setattr(images.warnings, "catch_warnings", touched)
+    assert through(Image.new("RGB", (3, 2)), "PNG").shape == (2, 3, 3)
+
+
 def test_pillow_is_asked_for_by_the_name_of_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     with pytest.raises(DataError, match=r"la-core\[demo\]"):

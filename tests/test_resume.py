@@ -141,7 +141,14 @@ def test_a_finished_run_is_given_back_and_nothing_is_learnt(tmp_path):
         more = go("numpy", tmp_path, settings=longer)
     assert len(more.history) == 7
     assert runs.lines(more.history[:5]) == runs.lines(first.history)
-    with pytest.raises(CheckpointError, match="the run has 7 epochs already, more than the 2 that are asked for"):
+    with pytest.raises(CheckpointError, match="the run has begun 7 epochs already, more than the 2 that are asked for"):
+        go("numpy", tmp_path, settings=replace(PLAIN, epochs=2))
+
+
+def test_an_epoch_that_was_begun_counts_as_one_that_is_there(tmp_path):
+    each = -(-len(FEATURES) // PLAIN.batch_size)
+    stopped("numpy", tmp_path, 2 * each + 2, checkpoint_unit="steps", checkpoint_every=1)
+    with pytest.raises(CheckpointError, match="has begun 3 epochs already, more than the 2"):
         go("numpy", tmp_path, settings=replace(PLAIN, epochs=2))
 
 

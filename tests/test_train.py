@@ -20,7 +20,7 @@ from la_core import Settings, train
 from la_core.backends.torch import Perceptron, TorchEncoder, make_optimizer
 from la_core.data import workers
 from la_core.errors import DataError, NotFiniteError, RangeError, RunFolderError, SettingsError, ShapeError
-from la_core.folder import read_metrics
+from la_core.folder import RunFolder, read_metrics, whole
 from la_core.mlp import MLP
 from la_core.run import AGGREGATION, WARM_UP
 
@@ -254,6 +254,43 @@ def test_the_run_folder_is_complete(tmp_path):
     batch = torch.from_numpy(FEATURES[:5])
     torch.testing.assert_close(fresh.apply(batch)[0], run.encoder.apply(batch)[0], rtol=0, atol=0)
     assert not list(folder.glob(".*"))
+
+
+def full(path, name, arrays):
+    raise OSError(28, "No space left on device")
+
+
+def test_files_that_cannot_be_saved_hide_no_error(tmp_path, monkeypatch):
+    class Fails(Log):
+        def on_epoch(self, run, record):
+            raise ValueError("what went wrong")
+
+    monkeypatch.setattr(RunFolder, "arrays", full)
+    log = Fails()
+    with pytest.raises(ValueError, match="what went wrong"), pytest.warns(UserWarning, match="No space left"):
+        go("numpy", numpy_encoder, folder=tmp_path, callbacks=[log])
+    assert log.events[-1] == "failed"
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+
+
+def test_a_run_whose_files_cannot_be_saved_has_not_finished(tmp_path, monkeypatch):
+    monkeypatch.setattr(RunFolder, "arrays", full)
+    log = Log()
+    with pytest.raises(RunFolderError, match="No space left"):
+        go("numpy", numpy_encoder, folder=tmp_path, callbacks=[log])
+    assert log.events[-1] == "failed"
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "failed"
+
+
+def test_a_file_that_cannot_be_written_leaves_no_part_of_it(tmp_path):
+    def half(path):
+        path.write_text("half")
+        raise OSError("half of it")
+
+    (tmp_path / "a").write_text("before")
+    with pytest.raises(OSError, match="half"):
+        whole(tmp_path / "a", half)
+    assert [(x.name, x.read_text()) for x in tmp_path.iterdir()] == [("a", "before")]
 
 
 def test_a_used_or_unwritable_folder_is_refused(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -77,4 +79,6 @@ def comm(device: torch.device) -> Comm:
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
         except (RuntimeError, ValueError) as error:
             raise DistributedError(f"torch.distributed cannot begin: {str(error).splitlines()[0]}") from None
+        # gloo's thread lets go of the last tensor a little later, and aborts the program if Python has ended by then.
+        atexit.register(time.sleep, 0.2)
     return TorchComm() if dist.is_initialized() and dist.get_world_size() > 1 else ALONE

@@ -23,7 +23,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import IO, Any
 
@@ -144,12 +144,20 @@ def _opened(image_module: Any, file: Path | IO[bytes], max_pixels: int) -> Any:
     has to stop that. The other formats know their size, and are held to ours.
     """
     formats = _formats(image_module)
-    try:
-        with _limit(image_module, max_pixels // 2):
-            return image_module.open(file, formats=[name for name in formats if name == ICON])
-    except image_module.UnidentifiedImageError:
-        with _limit(image_module, None):
-            return image_module.open(file, formats=[name for name in formats if name != ICON])
+    icons = [name for name in formats if name == ICON and _is_icon(image_module, file)]
+    with _limit(image_module, max_pixels // 2 if icons else None):
+        return image_module.open(file, formats=icons or [name for name in formats if name != ICON])
+
+
+def _is_icon(image_module: Any, file: Path | IO[bytes]) -> bool:
+    """By its first bytes, as Pillow tells."""
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            first = stream.read(16)
+    else:
+        first = file.read(16)
+        file.seek(0)
+    return bool(image_module.OPEN[ICON][1](first))
 
 
 _LIMIT = threading.Lock()
@@ -157,9 +165,13 @@ _LIMIT = threading.Lock()
 
 @contextmanager
 def _limit(image_module: Any, pixels: int | None) -> Iterator[None]:
-    """Pillow's own limit, a global that warns above it and raises above twice of it; none with None."""
-    with _LIMIT, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    """Pillow's own limit, a global that warns above it and raises above twice of it; none with None.
+
+    Filters of warnings belong to all threads, so they are touched for an icon only.
+    """
+    with _LIMIT, nullcontext() if pixels is None else warnings.catch_warnings():
+        if pixels is not None:
+            warnings.simplefilter("ignore")
         before, image_module.MAX_IMAGE_PIXELS = image_module.MAX_IMAGE_PIXELS, pixels
         try:
             yield
