@@ -123,6 +123,7 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
     rows, word = batch * views, bank_word(s)
     warm_batch = -(-n // warm_steps)
     warm_rows = warm_batch * views
+    most = max(batch, warm_batch) if s.warmup_epochs else batch
     clusters = s.n_clusters if isinstance(s.n_clusters, tuple) else (s.n_clusters,) * s.n_clusterings
     moments = 1 if s.optimizer == "sgd" else 2
 
@@ -132,7 +133,9 @@ def plan(settings: Settings, n: int, cost: Cost) -> Plan:
         Line("weights, gradients", 2 * 4 * cost.parameters, f"2 x {cost.parameters} parameters x 4 bytes"),
         Line("optimizer", moments * 4 * cost.parameters, f"{moments} x {cost.parameters} x 4 bytes ({s.optimizer})"),
         Line(
-            "activations", rows * cost.activations, f"{_samples(batch, views)} x {cost.activations} bytes, an estimate"
+            "activations",
+            most * views * cost.activations,
+            f"{_samples(most, views)} x {cost.activations} bytes, an estimate",
         ),
         Line("search", s.budget, "budget, at most"),
     )
@@ -239,4 +242,4 @@ def _scaled(x: float, base: int, units: tuple[str, ...]) -> str:
     power = 0
     while x >= base and power < len(units) - 1:
         x, power = x / base, power + 1
-    return f"{x:.3g} {units[power]}"
+    return f"{x:.0f} {units[power]}" if x >= 999.5 else f"{x:.3g} {units[power]}"

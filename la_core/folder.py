@@ -71,10 +71,11 @@ class RunFolder:
                 Storage().sync_folder(folder.parent)
         except OSError as error:
             raise RunFolderError(f"the run folder {self.path} cannot be made: {error}") from error
+        for what, mode in (("written", os.W_OK), ("read", os.R_OK | os.X_OK)):
+            if not os.access(self.path, mode):
+                raise RunFolderError(f"the run folder {self.path} cannot be {what}")
         if resume == "never":
             self._refuse_what_it_holds("name another one, or go on with its run by resume='auto' (--resume)")
-        if not os.access(self.path, os.W_OK):
-            raise RunFolderError(f"the run folder {self.path} cannot be written")
         self._lock = lock.Lock(self.path)
         self.checkpoints = Checkpoints(self.path / CHECKPOINTS)
         try:
@@ -161,7 +162,11 @@ def read_metrics(path: str | Path) -> Iterator[dict[str, Any]]:
     file = Path(path) / "metrics.jsonl"
     if not file.is_file():
         raise RunFolderError(f"{path} is no run folder: it has no metrics.jsonl")
-    for line in file.read_text().splitlines():
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RunFolderError(f"{file} cannot be read as metrics: {error}") from error
+    for line in lines:
         try:
             yield json.loads(line)
         except json.JSONDecodeError:

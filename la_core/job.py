@@ -27,7 +27,7 @@ from la_core.errors import DataError, LaCoreError, SettingsError, Terminated
 from la_core.folder import CHECKPOINTS, whole
 from la_core.layout import LAYOUTS
 from la_core.neighbours import nearest
-from la_core.presets import preset, presets, small
+from la_core.presets import Preset, preset, presets, small
 from la_core.protocol import Backend, Encoder, backend
 from la_core.randomness import generator
 from la_core.report import Recorder, curves, neighbours, report
@@ -58,8 +58,14 @@ class Networks:
     cost: Callable[[Callable[[], Any], tuple[int, ...]], Cost]
     """Of a network that the function would make, for a view of that shape."""
 
+    def made(self, of: Preset, shape: tuple[int, ...]) -> Any:
+        """A preset's network for views (C, H, W)."""
+        return self.make(of.network, **{**of.options, "channels": shape[0]})
+
 
 TEST_SHARE = 0.2
+PIXELS = 2**30
+"""Bytes that the pixels of all samples may take, for one row of the table and half of the gallery."""
 IMAGENET = 1_281_167
 """Training images of ImageNet."""
 
@@ -180,17 +186,23 @@ def _dry_run(options: argparse.Namespace, networks: Networks) -> None:
     if options.preset is None:
         raise SettingsError("--dry-run needs a --preset")
     n = IMAGENET if options.samples is None else check.count("--samples", options.samples)
-    if options.data:
-        n = len(_own(options)[0])
-    recipe = preset(options.preset, n)
+    data = _own(options)[0] if options.data else None
+    recipe = preset(options.preset, n if data is None else len(data))
     view = recipe.view if options.size is None else replace(recipe.view, size=options.size)
-    side = view.size
+    shape = (3, view.size, view.size) if data is None else load(data, [0], view, None).shape[1:]
+    cost = networks.cost(lambda: networks.made(recipe, shape), shape)
     print(f"{options.preset}: {recipe.description}\n")
-    print(
-        plan(
-            recipe.settings, n, networks.cost(lambda: networks.make(recipe.network, **recipe.options), (3, side, side))
-        )
-    )
+    print(plan(_asked(options, recipe.settings), n if data is None else len(data), cost))
+
+
+def _asked(options: argparse.Namespace, recipe: Settings) -> Settings:
+    """A recipe's settings with what the options say."""
+    epochs = recipe.epochs if options.epochs is None else options.epochs
+    epochs = max(2, epochs // 20) if options.quick else epochs
+    warmup = options.warmup_epochs
+    if warmup is None:
+        warmup = round(epochs * recipe.warmup_epochs / recipe.epochs)
+    return replace(recipe, seed=options.seed, epochs=epochs, warmup_epochs=warmup)
 
 
 @dataclass
@@ -253,10 +265,11 @@ class _Job:
         shown = _gallery(run, table) if table.rows else None
         if team.first:
             self._show(run, table, shown)
-        if not team.alone:
-            team.told(b"" if team.first else None)  # who ends sooner may take the first one's pictures along
+        if not team.alone:  # torchrun ends all when one of them fails: nobody leaves while the first still draws
+            team.told(b"" if team.first else None)
 
-    def _show(self, run: Run, table: _Table, shown: Any) -> None:
+    def _show(self, run: Run, table: _Table, shown: tuple[Any, ...] | None) -> None:
+        """Print the table, and draw what goes with it."""
         options = self.options
         if table.rows:
             print(f"\n{table}\n")
@@ -277,19 +290,12 @@ class _Job:
         networks, chosen = self.networks, preset(name, n)
 
         def make(library: Backend, settings: Settings, shape: tuple[int, ...]) -> Encoder:
-            module = networks.make(chosen.network, **{**chosen.options, "channels": shape[0]})
-            return networks.encoder(module, library, settings)
+            return networks.encoder(networks.made(chosen, shape), library, settings)
 
         return Recipe(make, chosen.settings, chosen.view)
 
     def _settings(self, n: int) -> Settings:
-        options, defaults = self.options, self.recipe.settings
-        epochs = defaults.epochs if options.epochs is None else options.epochs
-        epochs = max(2, epochs // 20) if options.quick else epochs
-        warmup = options.warmup_epochs
-        if warmup is None:
-            warmup = round(epochs * defaults.warmup_epochs / defaults.epochs)
-        settings = replace(defaults, seed=options.seed, epochs=epochs, warmup_epochs=warmup)
+        options, settings = self.options, _asked(self.options, self.recipe.settings)
         if options.data is None or getattr(options, "preset", None):
             return settings
         sized = small(n)  # the recipe's numbers are those of the digits
@@ -307,10 +313,16 @@ class _Table(Callback):
         self.rows: dict[str, tuple[float | None, float | None]] = {}
         """Accuracy of the embedding and of the layer before it, by name."""
 
-    def pixels(self, data: Samples) -> np.ndarray:
-        """Evaluation views as one sees them, in [0, 1]: (N, H, W, C)."""
+    def pixels(self, data: Samples, indices: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
+        """Evaluation views as one sees them, in [0, 1], of all or of some: (N, H, W, C)."""
         plain = replace(self.view, mean=(0.0,), std=(1.0,))
-        return load(data, range(len(data)), plain, None).transpose(0, 2, 3, 1)
+        return load(data, range(len(data)) if indices is None else indices, plain, None).transpose(0, 2, 3, 1)
+
+    @property
+    def holds_pixels(self) -> bool:
+        """Whether memory is likely to hold those of all samples."""
+        one = self.pixels(self.data, [0]).nbytes
+        return one * (len(self.data) + (0 if self.test is None else len(self.test))) <= PIXELS
 
     def accuracy(self, rows: np.ndarray, queries: np.ndarray) -> float:
         """On the host, by the protocol of the settings."""
@@ -328,7 +340,10 @@ class _Table(Callback):
     def on_start(self, run: Run) -> None:
         """The two rows that nothing was learnt for."""
         if self.known and self.test is not None:
-            self.rows["raw pixels"] = (self.accuracy(self.pixels(self.data), self.pixels(self.test)), None)
+            if self.holds_pixels:
+                self.rows["raw pixels"] = (self.accuracy(self.pixels(self.data), self.pixels(self.test)), None)
+            elif run.team.first:
+                print(f"no row for raw pixels, which would take more than {PIXELS >> 20} MB", flush=True)
             self._add("untrained encoder", run)
 
     def on_resume(self, run: Run) -> None:
@@ -407,16 +422,19 @@ def _gallery(run: Run, table: _Table) -> tuple[Any, ...] | None:
         return None
     # The first test sample of each class, as far as there is room.
     chosen = np.unique(run.test.classes, return_index=True)[1][:10]
-    train_pixels, test_pixels = table.pixels(run.data), table.pixels(run.test)
-    found = {}
-    for name, rows, queries in (
-        ("raw pixels", train_pixels, test_pixels),
-        ("Local Aggregation", run.embed().embeddings, run.embed(run.test).embeddings),
-    ):
-        flat, asked = rows.reshape(len(rows), -1), queries.reshape(len(queries), -1)[chosen]
-        _, indices = nearest(unit(asked), unit(flat), min(7, len(rows)))
-        found[name] = (indices, run.data.classes[indices] == run.test.classes[chosen, None])
-    return train_pixels, test_pixels[chosen], found
+    queries = table.pixels(run.test, chosen)
+    compared = {"raw pixels": (table.pixels(run.data), queries)} if table.holds_pixels else {}
+    compared["Local Aggregation"] = run.embed().embeddings, run.embed(run.test).embeddings[chosen]
+    nearest_rows = {
+        name: nearest(unit(asked.reshape(len(asked), -1)), unit(rows.reshape(len(rows), -1)), min(7, len(rows)))[1]
+        for name, (rows, asked) in compared.items()
+    }
+    shown = np.unique(np.concatenate([rows.reshape(-1) for rows in nearest_rows.values()]))
+    found = {
+        name: (np.searchsorted(shown, rows), run.data.classes[rows] == run.test.classes[chosen, None])
+        for name, rows in nearest_rows.items()
+    }
+    return table.pixels(run.data, shown), queries, found
 
 
 def _free_folder(name: str) -> Path:

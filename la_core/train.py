@@ -564,14 +564,12 @@ class _Trainer:
         try:
             self._save()
         except Exception as error:
-            if run.status != "finished":
-                warnings.warn(f"the run ends, and its files could not be saved as they stand: {error}", stacklevel=2)
-            elif not isinstance(error, OSError):
+            if run.status == "finished":
                 run.status = "failed"
+                if isinstance(error, OSError):
+                    raise RunFolderError(f"the files of the run cannot be saved: {error}") from error
                 raise
-            else:
-                run.status = "failed"
-                raise RunFolderError(f"the files of the run cannot be saved: {error}") from error
+            warnings.warn(f"the run ends, and its files could not be saved as they stand: {error}", stacklevel=2)
         finally:
             if self.folder is not None:
                 with nullcontext() if run.status == "finished" else suppress(OSError):

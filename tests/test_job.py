@@ -122,6 +122,40 @@ def test_a_dry_run_of_what_cannot_be_is_one_line(asked, said, capsys):
     assert err.count("\n") == 1
 
 
+def test_a_dry_run_is_of_the_run_that_the_options_ask_for(tmp_path, capsys):
+    cost, network = (getattr(pytest.importorskip("la_core.backends.torch"), name) for name in ("cost", "network"))
+    networks = job.Networks(network, lambda *made: None, cost)
+    np.savez(tmp_path / "gray.NPZ.npz", images=np.zeros((300, 8, 8), np.uint8))
+    (tmp_path / "gray.NPZ.npz").rename(tmp_path / "gray.NPZ")  # a suffix is one in capitals, too
+
+    def told(*asked):
+        given = ["--preset", "small", "--dry-run", "--size", "16", *map(str, asked)]
+        assert job.main("torch", {"mlp": job.Recipe(lambda *made: None)}, given, networks) == 0
+        return capsys.readouterr().out
+
+    assert "epochs 6 to 10: Local Aggregation" in told("--samples", 300, "--epochs", 10)
+    assert "epochs 4 to 10: Local Aggregation" in told("--samples", 300, "--epochs", 10, "--warmup-epochs", 3)
+    assert "epochs 3 to 4: Local Aggregation" in told("--samples", 300, "--quick")
+    gray, colour = told("--data", tmp_path / "gray.NPZ"), told("--samples", 300)
+    assert gray.startswith(colour[:30])
+    assert gray != colour  # of one channel, not of three
+
+
+def test_pixels_that_memory_cannot_hold_are_left_out_and_that_is_said(tmp_path, monkeypatch, capsys):
+    rng = np.random.default_rng(0)
+    images, labels = rng.integers(0, 256, (40, 10, 10), np.uint8), np.repeat([0, 1], 20)
+    np.savez(tmp_path / "x.npz", images=images, labels=labels)
+    monkeypatch.setattr(job, "PIXELS", 40 * 400 - 1)
+    given = ("--data", tmp_path / "x.npz", "--size", 10, "--epochs", 2, "--warmup-epochs", 1)
+    assert call(*given, "--out", tmp_path / "run") == 0
+    assert "no row for raw pixels" in capsys.readouterr().out
+    assert "raw pixels" not in json.loads((tmp_path / "run" / "table.json").read_text())
+    assert (tmp_path / "run" / "neighbours.png").is_file()
+    monkeypatch.setattr(job, "PIXELS", 40 * 400)
+    assert call(*given, "--out", tmp_path / "other") == 0
+    assert "raw pixels" in json.loads((tmp_path / "other" / "table.json").read_text())
+
+
 @pytest.mark.parametrize(
     ("left", "said"),
     [

@@ -178,7 +178,18 @@ def test_no_samples_are_refused():
         plan(Settings(), 0, COST)
 
 
+def test_the_larger_batch_of_the_warm_up_counts_if_there_is_a_warm_up():
+    def activations(**settings):
+        memory = plan(Settings(epochs=10, batch_size=64, **settings), 100_000, COST).memory
+        return next(line.amount for line in memory if line.name == "activations")
+
+    usual = activations(warmup_epochs=5)
+    assert activations(warmup_epochs=5, warmup_batch_size=1000) == pytest.approx(usual * 1000 / 64, rel=0.01)
+    assert activations(warmup_epochs=0, warmup_batch_size=1000) == usual
+    assert activations(warmup_epochs=5, warmup_batch_size=8) == usual
+
+
 def test_amounts_are_shown_in_their_units():
-    assert dryrun._bytes(1023) == "1.02e+03 B"
+    assert dryrun._bytes(1023) == "1023 B"
     assert dryrun._bytes(626 * 2**20) == "626 MiB"
     assert dryrun._flop(2.07e15) == "2.07 PFLOP"

@@ -151,3 +151,13 @@ def test_the_second_derivative_of_the_exact_softmax_is_right():
 def test_who_has_no_loop_of_his_own_waits_for_no_compiler():
     code = "import la_core, sys; la_core.backend('torch'); sys.exit('torch._dynamo' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+@pytest.mark.parametrize("seed", [0, 2**63, 10**20])
+def test_any_seed_is_one(seed):
+    backend = la_core.backend("torch")
+    draws = []
+    for _ in range(2):
+        backend.seed(seed)
+        draws.append(torch.rand(3))
+    assert torch.equal(*draws)

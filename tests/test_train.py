@@ -293,6 +293,15 @@ def test_a_file_that_cannot_be_written_leaves_no_part_of_it(tmp_path):
     assert [(x.name, x.read_text()) for x in tmp_path.iterdir()] == [("a", "before")]
 
 
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.R_OK)
+    with pytest.raises(RunFolderError, match="cannot be read"):
+        go("numpy", numpy_encoder, folder=tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe")
+    with pytest.raises(RunFolderError, match="metrics"):
+        list(read_metrics(tmp_path))
+
+
 def test_a_used_or_unwritable_folder_is_refused(tmp_path, monkeypatch):
     (tmp_path / "kept.txt").write_text("mine")
     with pytest.raises(RunFolderError, match="not empty"):

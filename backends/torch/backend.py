@@ -58,7 +58,7 @@ class TorchBackend:
 
     def seed(self, seed: int) -> None:
         """Seed what PyTorch draws itself, such as dropout."""
-        torch.manual_seed(seed % 2**63)  # the most it takes
+        torch.manual_seed(seed % 2**64)  # it takes no more
 
     def compile(self, function: Callable[..., Any], consumes: tuple[int, ...] = ()) -> Callable[..., Any]:
         """On a CPU the same by NumPy, where all is small."""

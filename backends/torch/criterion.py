@@ -163,10 +163,10 @@ class _Criterion(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, z: Tensor, indices: Tensor, criterion: LocalAggregation) -> Tensor:
-        # Half precision is left before the cotangent, so that a loss scaler's factor meets it in full.
         check.matrix("z", z, "B")
         if indices.ndim != 1:
             check.indices("indices", indices, (None,), criterion.bank.shape[0])
+        # Half precision is left before the cotangent, so that a loss scaler's factor meets it in full.
         terms = criterion._terms(kernels.like(z, criterion.bank), indices)
         criterion.n_close = terms.n_close
         ctx.dtype = z.dtype
