@@ -127,12 +127,11 @@ class ImageView:
         if rng is None and sample.shape[:2] == (self.size, self.size) and sample.shape[2:] in ((), (1,), (3,)):
             return Begun(sample[:, :, 0] if sample.shape[2:] == (1,) else sample, ())  # as Pillow would leave it
         whole = _pillow().fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
-        begun = (self._centre(whole), ()) if rng is None else self._random(whole, rng)
-        return Begun(np.asarray(begun[0]), begun[1])
+        return Begun(self._centre(whole), ()) if rng is None else Begun(*self._random(whole, rng))
 
     def finish(self, begun: Sequence[Begun]) -> np.ndarray:
         """Views (B, C, size, size) float32 of what was begun, all gray or all of one number of channels."""
-        pixels = np.stack([one.pixels for one in begun])
+        pixels = np.stack([np.asarray(one.pixels) for one in begun])
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2)
         scaled = pixels.astype(np.float32, order="C")
         _level(scaled, [one.levels for one in begun])
@@ -205,8 +204,8 @@ Levels: TypeAlias = tuple[tuple[int, float], ...]
 class Begun(NamedTuple):
     """A view of an image without the last of its arithmetic."""
 
-    pixels: np.ndarray
-    """(H, W) or (H, W, C) uint8."""
+    pixels: Any
+    """(H, W) or (H, W, C) uint8, or Pillow's image of them."""
     levels: Levels
     """Of a gray image, what is still to be changed."""
 

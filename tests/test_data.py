@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from la_core import data, views
+from la_core.data import loading
 from la_core.errors import DataError, RangeError, SettingsError
 from la_core.randomness import generator
 
@@ -51,6 +52,23 @@ def test_several_views_of_a_batch_are_its_views_one_after_the_other_and_each_sam
     np.testing.assert_array_equal(data.load(data.samples(rows), [4, 0], view, *keys), np.concatenate(alone))
     assert rows.reads == 2
     np.testing.assert_array_equal(data.load(data.samples(rows), [4, 0], view), alone[1])
+
+
+@pytest.mark.parametrize("side", [4, 700])
+def test_a_batch_is_its_samples_one_by_one_however_many_are_taken_at_once(side):
+    """Of small samples and of large ones, with one twice, and for every number up to some more than a group."""
+    draw = np.random.default_rng(side)
+    some = data.samples(draw.integers(0, 256, (6, side, side, 3), dtype=np.uint8))
+    view, keys = views.ImageView(size=3), ((3, 1), None)
+    one_by_one = {i: data.load(some, [i], view, *keys) for i in range(6)}
+    for n in (0, 1, 5, loading.AT_ONCE, loading.AT_ONCE + 1, 2 * loading.AT_ONCE):
+        order = draw.integers(6, size=n)
+        groups = [len(group) for group in loading._groups(some, order)]
+        assert sum(groups) == n
+        assert max(groups, default=1) <= (loading.AT_ONCE if side == 4 else 1)
+        if n:
+            want = np.stack([one_by_one[i] for i in order.tolist()], axis=1).reshape(2 * n, 3, 3, 3)
+            np.testing.assert_array_equal(data.load(some, order, view, *keys), want)
 
 
 def test_the_evaluation_view_is_the_centred_square():

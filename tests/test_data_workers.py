@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,49 @@ def test_an_error_ahead_waits_for_its_turn_and_the_thread_ends(sets):
     assert len(threading.enumerate()) == len(before) + 1
     left.close()
     assert set(threading.enumerate()) == before
+
+
+def law_of_short_turns(short_turns):
+    """Turns are short while anybody is in it, whoever leaves first; then what they were, or what was set since."""
+    before = sys.getswitchinterval()
+    try:
+        for some, short in ((7e-3, ahead.TURN), (2e-5, 2e-5)):
+            sys.setswitchinterval(some)
+            own = sys.getswitchinterval()
+            with ExitStack() as last:
+                with short_turns():
+                    assert sys.getswitchinterval() == pytest.approx(short, abs=1e-6)
+                    last.enter_context(short_turns())
+                assert sys.getswitchinterval() == pytest.approx(short, abs=1e-6)
+            assert sys.getswitchinterval() == own
+        with short_turns():
+            sys.setswitchinterval(3e-3)
+        assert sys.getswitchinterval() == pytest.approx(3e-3, abs=1e-6)
+    finally:
+        sys.setswitchinterval(before)
+
+
+def test_turns_are_short_while_a_thread_loads(sets):
+    law_of_short_turns(ahead.short_turns)
+    before = sys.getswitchinterval()
+    assert before > ahead.TURN
+    loaded = data.Workers().load(sets["memory"], [np.arange(5)] * 4, FEATURES, (0, 0))
+    next(loaded)
+    assert sys.getswitchinterval() == pytest.approx(ahead.TURN, abs=1e-6)
+    loaded.close()
+    assert sys.getswitchinterval() == before
+
+
+def test_turns_that_end_with_the_first_are_caught():
+    @contextmanager
+    def hasty():
+        before = sys.getswitchinterval()
+        sys.setswitchinterval(min(before, ahead.TURN))
+        yield
+        sys.setswitchinterval(before)
+
+    with pytest.raises(AssertionError):
+        law_of_short_turns(hasty)
 
 
 def test_only_what_is_ours_is_called_from_another_thread(sets):

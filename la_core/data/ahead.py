@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+
+TURN = 1e-4
+"""Seconds for which one thread may keep the interpreter from another that waits for it."""
 
 
 def one_ahead(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
@@ -17,7 +23,7 @@ def one_ahead(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Gene
     with the generator, whether that is used up, closed, or left by an error; what it is at then is finished first.
     """
     waiting = iter(tasks)
-    with ThreadPoolExecutor(1, "la-core-ahead") as thread:
+    with short_turns(), ThreadPoolExecutor(1, "la-core-ahead") as thread:
         for task in waiting:
             coming = thread.submit(function, task)
             break
@@ -29,3 +35,29 @@ def one_ahead(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Gene
             yield result
             del result  # while the next one is awaited, it would be one more
         yield coming.result()
+
+
+_lock = threading.Lock()
+_before: list[float] = []
+"""Python's turn as it was, once for each that is in :func:`short_turns`."""
+
+
+@contextmanager
+def short_turns() -> Iterator[None]:
+    """In which a thread keeps the interpreter from one that waits for :data:`TURN` only, and not Python's 5e-3 seconds.
+
+    A pass of a network is hundreds of calls that leave the interpreter while they compute; each would wait for a whole
+    turn of the thread that loads, before the next may begin. The turn is one for the whole program: it comes back when
+    the last of all threads that are in here leaves.
+    """
+    with _lock:
+        _before.append(_before[0] if _before else sys.getswitchinterval())
+        if sys.getswitchinterval() > TURN:
+            sys.setswitchinterval(TURN)
+    try:
+        yield
+    finally:
+        with _lock:
+            before = _before.pop()
+            if not _before and round(sys.getswitchinterval(), 6) == TURN:  # else somebody has set it since
+                sys.setswitchinterval(before + 5e-7)  # of which Python cuts off what is below a microsecond
