@@ -17,11 +17,14 @@ HEAD = """\
 # CI; constraints.txt pins its version. Benchmarks are not part of CI.
 """
 
+BESIDE = ["triton==3.7.1"]
+"""What interprets GPU kernels on a CPU. Not in constraints.txt: a PyTorch for GPUs brings the version that it needs."""
+
 
 def pins() -> list[str]:
     """What CI installs, torch aside."""
     text = (HERE.parent / "constraints.txt").read_text().partition("# Benchmarks")[0]
-    return [line for line in text.splitlines() if line and not line.startswith(("#", "torch=="))]
+    return [line for line in text.splitlines() if line and not line.startswith(("#", "torch=="))] + BESIDE
 
 
 def main() -> None:

@@ -5,8 +5,9 @@
     python benchmarks/gpu.py --cpu --n 3000     small and without a GPU, to see that it runs: the times mean nothing
 
 A time is the median of at least five calls after a warm-up, each waited for. What the kernels answer is compared with
-what is answered without them. The goals were set for bank and centroids in bfloat16; la-core computes in float32 on the
-CUDA cores, about a sixteenth of the H200's bfloat16 rate, so its fractions of that rate can be 0.06 at most.
+what is answered without them. The goals were set for bank and centroids in bfloat16; la-core assigns in float32 on the
+CUDA cores, about a sixteenth of the H200's bfloat16 rate, so its fractions of that rate can be 0.06 at most. Searches
+of PyTorch and JAX are screened by tensor cores in float16.
 """
 
 import argparse

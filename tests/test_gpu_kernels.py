@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import types
+from copy import copy
 from functools import partial
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -19,17 +20,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-if find_spec("triton"):  # here, before a test: torch's optimisers import it, and its own functions take sides then
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        importlib.import_module("triton.language")
-
 from test_kernels import KERNELS
 from variants import ACROSS, STRICT, TORCH, assert_close, assert_same
 
 import la_core
 from la_core import kernels
-from la_core.backends import gpu
+from la_core.backends import gpu, low
 from la_core.errors import NotFiniteError
 
 CUPY_KERNELS = Path(find_spec("la_core.backends").submodule_search_locations[0]) / "cupy_kernels.py"
@@ -138,7 +134,13 @@ class Dialect:
 
     def __init__(self, module, asarray, to_host, **options):
         self.module, self.asarray, self.to_host, self.options = module, asarray, to_host, options
-        self.again = 0
+        self.again, self.table, self.how = 0, "append", {}
+
+    def with_tensor_cores(self, there):
+        """The same, whose search has a screen in float16 or has none."""
+        other = copy(self)
+        other.table, other.how = "screen" if there else "append", {"tensor_cores": there}
+        return other
 
     def __call__(self, name, *args):
         there = [self.asarray(x) if isinstance(x, np.ndarray) else x for x in args]
@@ -159,7 +161,19 @@ class Dialect:
         return [self.to_host(x) for x in self.search(self.asarray(z), there, k, plain, *budget)]
 
     def search(self, z, bank, k, plain, *budget):
-        return self.module.nearest(z, bank, k, plain, *budget)
+        return self.module.nearest(z, bank, k, plain, *budget, **self.how)
+
+
+class Triton(Dialect):
+    """Its interpreter computes by NumPy, which warns of infinities that a GPU does not mind."""
+
+    def __call__(self, name, *args):
+        with np.errstate(all="ignore"):
+            return super().__call__(name, *args)
+
+    def search(self, z, bank, k, plain, *budget):
+        with np.errstate(all="ignore"):
+            return super().search(z, bank, k, plain, *budget)
 
 
 class Pallas(Dialect):
@@ -172,7 +186,7 @@ class Pallas(Dialect):
 
     def search(self, z, bank, k, plain, *budget):
         jax = importlib.import_module("jax")
-        run = jax.jit(lambda z, bank: self.module.nearest(z, bank, k, plain, *budget, **self.options))
+        run = jax.jit(lambda z, bank: self.module.nearest(z, bank, k, plain, *budget, **self.options, **self.how))
         scores, indices = run(z, bank)
         jax.effects_barrier()
         return sys.modules["la_core.backends.jax.kernels"]._without_nan(scores), indices
@@ -181,8 +195,8 @@ class Pallas(Dialect):
 def triton(patch, folder):
     language = pytest.importorskip("triton.language", reason="triton, which interprets these kernels, is not installed")
     patch.setenv("TRITON_INTERPRET", "1")
-    assert type(language.max).__name__ == "InterpretedFunction", "triton was imported before this file: run it alone"
-    return Dialect(importlib.import_module("la_core.backends.torch.triton"), TORCH.asarray, TORCH.to_host)
+    assert type(language.max).__name__ == "InterpretedFunction", "triton was imported before conftest.py"
+    return Triton(importlib.import_module("la_core.backends.torch.triton"), TORCH.asarray, TORCH.to_host)
 
 
 def pallas(patch, folder):
@@ -202,6 +216,23 @@ def raw(patch, folder):
 def dialect(request, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         yield request.param(patch, tmp_path_factory.mktemp("kernels"))
+
+
+@pytest.fixture
+def searching(request, dialect, monkeypatch):
+    """The dialect with a screen, whatever it pays, or without one."""
+    monkeypatch.setattr(gpu, "SCREENED", 1)
+    return dialect.with_tensor_cores(request.param) if hasattr(dialect.module, "screen") else dialect
+
+
+# CuPy's kernels have none: CUDA C reaches tensor cores by instructions that no host compiler knows.
+every_search = pytest.mark.parametrize(
+    ("dialect", "searching"),
+    [(triton, False), (triton, True), (pallas, False), (pallas, True), (raw, False)],
+    ids=["torch", "torch, screened", "jax", "jax, screened", "cupy"],
+    indirect=True,
+)
+with_screen = pytest.mark.parametrize("dialect", [triton, pallas], ids=["torch", "jax"], indirect=True)
 
 
 def reference(name, *args):
@@ -247,15 +278,16 @@ def test_assign_is_the_reference(dialect, real, n, m, dim):
     hold(dialect("assign", x, centroids), reference("assign", x, centroids), real is integers)
 
 
+@every_search
 @every_kind
 @pytest.mark.parametrize(
     ("batch", "n", "dim", "k"),
     [(1, 1, 1, 1), (3, 300, 5, 20), (70, 700, 33, 9), (1, 70, 130, 70), (2, 129, 16, 1), (5, 640, 8, 600)],
 )
-def test_nearest_is_the_reference(dialect, real, batch, n, dim, k):
+def test_nearest_is_the_reference(searching, real, batch, n, dim, k):
     rng = np.random.default_rng(n)
     z, bank = real(rng, batch, dim), real(rng, n, dim)
-    hold(dialect.nearest(z, bank, k), reference("nearest", z, bank, k), real is integers)
+    hold(searching.nearest(z, bank, k), reference("nearest", z, bank, k), real is integers)
 
 
 @every_kind
@@ -266,23 +298,34 @@ def test_weighted_rows_is_the_reference(dialect, real, batch, n, dim, k):
     hold(dialect("weighted_rows", *args), reference("weighted_rows", *args), real is integers)
 
 
-def test_a_bank_that_is_not_contiguous(dialect):
+@with_screen
+@every_kind
+@pytest.mark.parametrize(("batch", "n", "dim", "k"), [(1, 1, 1, 1), (3, 40, 5, 7), (2, 50, 130, 33), (70, 9, 33, 64)])
+def test_scores_at_is_the_reference(dialect, real, batch, n, dim, k):
+    rng = np.random.default_rng(n)
+    args = real(rng, batch, dim), real(rng, n, dim), rng.integers(0, n, (batch, k))
+    hold(dialect("scores_at", *args), reference("scores_at", *args), real is integers)
+
+
+@every_search
+def test_a_bank_that_is_not_contiguous(searching):
     rng = np.random.default_rng(0)
     z, turned = normal(rng, 3, 8), normal(rng, 8, 600)
-    got = dialect.nearest(z, turned, 5, view=lambda x: x.T[::2])
+    got = searching.nearest(z, turned, 5, view=lambda x: x.T[::2])
     hold(got, reference("nearest", z, np.ascontiguousarray(turned.T[::2]), 5), exact=False)
 
 
 # The table, and what is done where it is not sure ------------------------------------------------------------------
 
 
-def test_the_table_holds_what_is_not_below_the_threshold_and_nothing_else(dialect):
+@every_search
+def test_the_table_holds_what_is_not_below_the_threshold_and_nothing_else(searching):
     rng = np.random.default_rng(1)
     z, bank = integers(rng, 70, 7), integers(rng, 200, 7)
     scores = z @ bank.T
     threshold = np.sort(scores, axis=1)[:, -30].copy()
     threshold[:3] = np.inf, -np.inf, np.nan
-    values, rows, count = dialect("append", z, bank, threshold, 100)
+    values, rows, count = searching(searching.table, z, bank, threshold, 100)
     reach = ~(scores < threshold[:, None])
     assert_same(count.astype(np.int64), reach.sum(axis=1))
     assert set(np.flatnonzero(count > 100)) >= {1, 2}
@@ -294,22 +337,100 @@ def test_the_table_holds_what_is_not_below_the_threshold_and_nothing_else(dialec
         assert (values[i, filled:] == -np.inf).all()
 
 
-def test_the_reference_is_not_asked_where_the_table_is_sure(dialect):
+def law_a_screen_loses_nothing(dialect, seed):
+    """Of numbers half-way to the next in float16, which lose all that they may; then of small ones, then of large."""
+    rng = np.random.default_rng(seed)
+    batch, n, dim = 5, 90, (1, 33, 200)[seed // 3]
+    signs = rng.choice([-1.0, 1.0], dim)
+    if seed % 3 == 1:
+        z, bank = signs * np.ones((batch, 1)), signs * (rng.integers(1, 64, (n, dim)) + 0.49) * 2.0**-24
+    else:
+        x = signs * 2.0 ** rng.integers(-3, 3, dim) * (1.0 + 2.0**-11 - 2.0**-20)
+        sizes = (10, 30) if seed % 3 else (-8, 9)
+        z, bank = (x * 2.0 ** rng.integers(*sizes, (count, 1)) for count in (batch, n))
+    z, bank = z.astype(np.float32), bank.astype(np.float32)
+    exact = dialect("scores_at", z, bank, np.tile(np.arange(n), (batch, 1)))[0]
+    least = np.sort(exact, axis=1)[:, 30].copy()
+    values, rows, count = dialect("screen", z, bank, least, n)
+    for i, number in enumerate(count):
+        assert number == np.count_nonzero(exact[i] >= least[i])
+        found = values[i] > -np.inf
+        assert set(rows[i, found].tolist()) == set(np.flatnonzero(exact[i] >= least[i]).tolist())
+        assert_same(values[i, found], exact[i, rows[i, found]])
+
+
+@with_screen
+@pytest.mark.parametrize("seed", range(9))  # three kinds of numbers, three widths
+def test_a_screen_loses_nothing(dialect, seed):
+    law_a_screen_loses_nothing(dialect, seed)
+
+
+def law_a_screen_loses_no_large_row(dialect, seed):
+    """One coordinate is beyond float16 and would take the score down with it, the others make up for it."""
+    z, bank = np.array([[1, 4]], np.float32), np.array([[-100_000, 30_000], [1, 1]], np.float32)
+    values, _, count = dialect("screen", z, bank, np.array([10.0 + seed], np.float32), 2)
+    assert count.tolist() == [1]
+    assert sorted(values[0].tolist()) == [-np.inf, 20_000.0]
+
+
+@with_screen
+def test_a_screen_loses_no_large_row(dialect):
+    law_a_screen_loses_no_large_row(dialect, 0)
+
+
+@with_screen
+@pytest.mark.parametrize(
+    ("forgotten", "law", "seed"),
+    [
+        ({"roundoff": 0.0}, law_a_screen_loses_nothing, 6),
+        ({"vanishing": 0.0}, law_a_screen_loses_nothing, 7),
+        ({"largest": np.inf}, law_a_screen_loses_no_large_row, 0),
+    ],
+    ids=["roundoff", "vanishing", "largest"],
+)
+def test_a_screen_that_forgets_what_float16_takes_is_caught(dialect, forgotten, law, seed, monkeypatch):
+    monkeypatch.setattr(low, "FLOAT16", low.FLOAT16._replace(**forgotten))
+    forget = getattr(sys.modules.get("jax"), "clear_caches", int)  # what was compiled has the number that it had
+    forget()
+    with pytest.raises(AssertionError):
+        law(dialect, seed)
+    forget()
+
+
+@with_screen
+def test_a_screen_is_for_few_of_many_rows(dialect, monkeypatch):
+    asked = []
+    for name in ("append", "screen"):
+        function = getattr(dialect.module, name)
+        monkeypatch.setattr(
+            dialect.module, name, lambda *args, name=name, function=function: asked.append(name) or function(*args)
+        )
+    rng = np.random.default_rng(9)
+    z, bank = normal(rng, 2, 8), normal(rng, 640, 8)
+    for there, k in ((True, 10), (True, 11), (False, 10)):
+        dialect.with_tensor_cores(there).nearest(z, bank, k)
+    assert asked == ["screen", "append", "append"]
+
+
+@every_search
+def test_the_reference_is_not_asked_where_the_table_is_sure(searching):
     rng = np.random.default_rng(2)
-    dialect.nearest(normal(rng, 8, 16), normal(rng, 1000, 16), 20)
-    assert dialect.again == 0
+    searching.nearest(normal(rng, 8, 16), normal(rng, 1000, 16), 20)
+    assert searching.again == 0
 
 
+@every_search
 @pytest.mark.parametrize("threshold", [np.inf, -np.inf, np.nan], ids=["too few", "too many", "NaN"])
-def test_a_wrong_threshold_costs_time_and_nothing_else(dialect, threshold, monkeypatch):
+def test_a_wrong_threshold_costs_time_and_nothing_else(searching, threshold, monkeypatch):
     rng = np.random.default_rng(3)
     z, bank = normal(rng, 4, 16), normal(rng, 1000, 16)
-    monkeypatch.setattr(gpu, "guess", lambda *args: dialect.asarray(np.full(4, threshold, np.float32)))
-    hold(dialect.nearest(z, bank, 20), reference("nearest", z, bank, 20), exact=False)
-    assert dialect.again == 4
+    monkeypatch.setattr(gpu, "guess", lambda *args: searching.asarray(np.full(4, threshold, np.float32)))
+    hold(searching.nearest(z, bank, 20), reference("nearest", z, bank, 20), exact=False)
+    assert searching.again == 4
 
 
-def test_a_tie_at_the_last_place_goes_to_the_reference(dialect):
+@every_search
+def test_a_tie_at_the_last_place_goes_to_the_reference(searching):
     """Two rows are equal, and only one of them has a place; elsewhere the two have a place each, or none."""
     rng = np.random.default_rng(4)
     bank = normal(rng, 1000, 16)
@@ -318,25 +439,27 @@ def test_a_tie_at_the_last_place_goes_to_the_reference(dialect):
     for first, again in ((19, 1), (18, 0), (20, 0)):
         twins = bank.copy()
         twins[order[first + 1]] = twins[order[first]]
-        hold(dialect.nearest(z, twins, 20), reference("nearest", z, twins, 20), exact=False)
-        assert dialect.again == again
+        hold(searching.nearest(z, twins, 20), reference("nearest", z, twins, 20), exact=False)
+        assert searching.again == again
 
 
-def test_the_budget_does_not_change_the_answer(dialect):
+@every_search
+def test_the_budget_does_not_change_the_answer(searching):
     rng = np.random.default_rng(5)
     z, bank = normal(rng, 5, 8), normal(rng, 500, 8)
-    whole = dialect.nearest(z, bank, 12)
-    for x, y in zip(dialect.nearest(z, bank, 12, 2 * 40 * gpu.plan(500, 12)[2]), whole, strict=True):
+    whole = searching.nearest(z, bank, 12)
+    for x, y in zip(searching.nearest(z, bank, 12, 2 * 40 * gpu.plan(500, 12)[2]), whole, strict=True):
         assert_same(x, y)
 
 
+@every_search
 @pytest.mark.parametrize("row", [0, 401], ids=["in the sample", "elsewhere"])
-def test_nan_is_refused(dialect, row):
+def test_nan_is_refused(searching, row):
     rng = np.random.default_rng(6)
     bank = normal(rng, 1000, 16)
     bank[row, 3] = np.nan
     with pytest.raises(NotFiniteError, match="NaN"):
-        dialect.nearest(normal(rng, 2, 16), bank, 20)
+        searching.nearest(normal(rng, 2, 16), bank, 20)
 
 
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (100, 1), (100, 100), (10_000, 4), (1_281_167, 4096), (10**8, 4096)])
@@ -469,13 +592,15 @@ shares = {"share": module.SHARE, "chunk": module.CHUNK, "width": 128}
 for kernel, types, constants in [
     (module._assign, [real] * 3 + ["*i64", real] + [whole] * 3, tiles),
     (module._append, [real] * 4 + ["*i32", "*i32"] + [whole] * 4, tiles),
+    (module._screen, ["*fp16"] + [real] * 4 + ["*i32", "*i32"] + [whole] * 4 + ["fp32"] * 3, tiles),
+    (module._scores_at, [real, real, "*i32", real, whole, whole], {"chunk": module.CHUNK, "width": 128}),
     (module._weighted_rows, [real, real, "*i64", real, whole, whole], shares),
 ]:
     for one in ({}, {name: 1 for name, kind in zip(kernel.arg_names, types) if kind == "i32"}):  # Triton folds ones
         names = kernel.arg_names
         signature = dict(zip(names, types)) | dict.fromkeys({**constants, **one}, "constexpr")
         made = triton.compile(ASTSource(kernel, signature, {**constants, **one}), target=GPUTarget("cuda", 90, 32))
-        print(kernel.__name__, len(made.asm["cubin"]) > 0, "tf32" in made.asm["ptx"])
+        print(kernel.__name__, len(made.asm["cubin"]) > 0, "tf32" in made.asm["ptx"], "mma" in made.asm["ptx"])
 """
 
 
@@ -483,7 +608,8 @@ def test_triton_compiles_for_a_gpu():
     """The interpreter takes what the compiler does not."""
     pytest.importorskip("triton", reason="triton, which compiles PyTorch's kernels, is not installed")
     words = in_a_process(COMPILE, PYTHONWARNINGS="ignore")
-    assert words == [word for name in ("_assign", "_append", "_weighted_rows") for word in 2 * [name, "True", "False"]]
+    kernels = ("_assign", "_append", "_screen", "_scores_at", "_weighted_rows")
+    assert words == [word for name in kernels for word in 2 * [name, "True", "False", str(name == "_screen")]]
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -498,6 +624,7 @@ def test_pallas_lowers_for_a_gpu(x64):
     for function, args in (
         (module.assign, (array(100, 33), array(9, 33))),
         (partial(module.append, capacity=64), (array(5, 33), array(100, 33), array(5))),
+        (partial(module.screen, capacity=64), (array(5, 33), array(100, 33), array(5))),
         (module.weighted_rows, (array(5, 9), array(100, 33), array(5, 9, dtype=np.int32))),
     ):
         with jax.enable_x64(x64):

@@ -22,7 +22,7 @@ from strategies import TEMPERATURES, make_case, make_search
 from variants import NUMPY, STRICT, TORCH
 
 from la_core import bank, clusters, kernels, neighbours, objectives, tiles, views
-from la_core.backends import host, scan
+from la_core.backends import host, low, scan
 from la_core.backends.torch import kernels as torch_kernels
 from la_core.backends.torch import screen
 
@@ -147,9 +147,9 @@ BUGS = (
     Bug("what a query does not have is made up", scan._Candidates.table, "-np.inf", "0.0", test_scan.law_a_guess_is_verified),
     Bug("rows of a part counted from its first", scan._fill, "_shifted(some, span.start)", "some", scanned),
     Bug("queries of a pass counted from the first", scan.Task.some, "_shifted(some, queries.start)", "some", scanned),
-    Bug("rows lose nothing to bfloat16", screen.margin, "norm * ROUNDOFF +", "", lossless, (TORCH,)),
-    Bug("queries lose nothing to bfloat16", screen.margin, "(error + ", "(", lossless, (TORCH,)),
-    Bug("scores lose nothing to bfloat16", screen.Screen._candidates, "1.0 - ROUNDOFF", "1.0", lossless, (TORCH,)),
+    Bug("rows lose nothing to bfloat16", low.margin, "norm * kind.roundoff +", "", lossless, (TORCH,)),
+    Bug("queries lose nothing to bfloat16", low.margin, "(error + ", "(", lossless, (TORCH,)),
+    Bug("scores lose nothing to bfloat16", screen.Screen._candidates, "1.0 - low.BFLOAT16.roundoff", "1.0", lossless, (TORCH,)),
     Bug("the margin is for rows of unit length", screen.Screen._candidates, "_norm(some.numpy())", "1.0", lossless, (TORCH,)),
     Bug("what may exceed the threshold does", screen.Screen.__call__, "scores > ", "scores >= -1e9 * ", screened, (TORCH,)),
     Bug("scored again with the pairs of others", screen.Screen._scored, "row[part]", "row[part][::-1]", screened, (TORCH,)),

@@ -18,7 +18,7 @@ from variants import TORCH, assert_same
 
 import la_core
 from la_core import kernels
-from la_core.backends import scan
+from la_core.backends import low, scan
 from la_core.backends.torch import screen
 from la_core.errors import NotFiniteError
 
@@ -71,7 +71,7 @@ def law_nothing_is_lost(seed):
     exact = np.vecdot(z[:, None], bank[None])
     rough = (there[0].bfloat16() @ there[1].bfloat16().T).double().numpy()
     slope, constant = screen.margin(there[0])
-    margin = slope * np.linalg.norm(bank.astype(np.float64), axis=1) + constant + screen.ROUNDOFF * np.abs(rough)
+    margin = slope * np.linalg.norm(bank.astype(np.float64), axis=1) + constant + low.BFLOAT16.roundoff * np.abs(rough)
     assert (exact.astype(np.float64) - rough <= margin).all()
     least = exact.min(axis=1, keepdims=True)
     with mock.patch.object(screen, "MANY", 1):

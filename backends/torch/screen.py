@@ -1,14 +1,8 @@
 """What exceeds a threshold, sought in bfloat16: half the time of a product, on a CPU that has instructions for it.
 
-Why nothing is lost. Let z be a query, b a row, and z', b' what bfloat16 makes of them. Then
-
-    |z . b  -  z' . b'|  <=  |z - z'| |b|  +  |z'| |b - b'|
-
-by Cauchy and Schwarz, where |z - z'| is known and |b - b'| is at most a unit roundoff of |b|. A product of D terms
-summed in float32 is off by at most 2 D roundoffs of |z'| |b'|, and rounded to bfloat16 it loses at most a unit
-roundoff of itself. So the score in bfloat16 of a row that exceeds the threshold exceeds the threshold lowered by as
-much. Those that do, some in a thousand, are scored again in float32 while they are in the cache, and what exceeds the
-threshold itself passes.
+Nothing is lost: :mod:`la_core.backends.low` says what bfloat16 may take from a score. Here the score is rounded to
+bfloat16, too, and loses at most a unit roundoff of itself. What reaches the threshold lowered by both, some in a
+thousand, is scored again in float32 while it is in the cache, and what exceeds the threshold itself passes.
 """
 
 from __future__ import annotations
@@ -20,13 +14,9 @@ import torch
 from torch import Tensor
 
 from la_core import kernels
-from la_core.backends import scan
+from la_core.backends import low, scan
 from la_core.backends.scan import Above, Pair
 
-ROUNDOFF, ROUNDOFF32 = 2.0**-8, 2.0**-24
-"""Unit roundoffs of bfloat16 and of float32."""
-LEAST_NORMAL = 2.0**-126
-"""Of either: what is less may be taken for 0."""
 SHARE, QUERIES = 128, 32
 """How many times as many rows as are wanted, and how many queries, from which on it is faster."""
 MANY = 32
@@ -42,12 +32,10 @@ def pays(z: Tensor, bank: Tensor, k: int) -> bool:
 
 
 def margin(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """By how much less than in float32 a row's score may be: the first (B, 1) times the row's norm, and the second."""
-    low, dim = z.bfloat16().float(), z.shape[1]
-    norm, error = (torch.linalg.vector_norm(x.double(), dim=1, keepdim=True).numpy() for x in (low, z - low))
-    sums = 3.0 * dim * ROUNDOFF32 * (1.0 + ROUNDOFF)  # two of the product in bfloat16, one of that in float32
-    vanishing = dim * LEAST_NORMAL
-    return (error + norm * ROUNDOFF + (norm + error) * sums + vanishing) * (1.0 + 2.0**-20), vanishing * (norm + 1.0)
+    """:func:`la_core.backends.low.margin` of each query."""
+    rough = z.bfloat16().float()
+    norm, error = (torch.linalg.vector_norm(x.double(), dim=1, keepdim=True).numpy() for x in (rough, z - rough))
+    return low.margin(norm, error, z.shape[1], low.BFLOAT16)
 
 
 def room(batch: int, dim: int) -> int:
@@ -83,11 +71,12 @@ class Screen:
     def _candidates(self, some: Tensor, threshold: np.ndarray) -> np.ndarray | None:
         """Places of all that may exceed it, rising; None where that is not sure, or they are many."""
         (width, dim), batch = some.shape, len(threshold)
-        lowered = (threshold - (self._slope * _norm(some.numpy()) + self._constant)) * (1.0 - ROUNDOFF - 2.0**-20)
+        lowered = threshold - (self._slope * _norm(some.numpy()) + self._constant)
+        lowered *= 1.0 - low.BFLOAT16.roundoff - 2.0**-20
         if not (lowered.min() > 2.0**-60 and lowered.max() < 2.0**100):  # so that nothing overflows or is NaN
             return None
-        low, scores = self._rows[: width * dim].view(width, dim), self._scores[: batch * width].view(batch, width)
-        torch.mm(self._low, low.copy_(some).T, out=scores)
+        rough, scores = self._rows[: width * dim].view(width, dim), self._scores[: batch * width].view(batch, width)
+        torch.mm(self._low, rough.copy_(some).T, out=scores)
         # Positive numbers have the order of their bits as whole numbers, of which bfloat16 has the upper half.
         least = (lowered.astype(np.float32).view(np.int32) >> 16).astype(np.int16)
         marks = self._marks[: batch * width].reshape(batch, width)
@@ -110,4 +99,4 @@ def _norm(rows: np.ndarray) -> float:
     dim: int = rows.shape[1]
     with np.errstate(over="ignore"):
         squares = np.vecdot(rows, rows)
-    return math.sqrt(squares.max()) * (1.0 + 2.0**-16) + dim * 2.0**-60  # small squares vanish
+    return math.sqrt(squares.max()) * low.ABOVE + low.vanishing_norm(dim)

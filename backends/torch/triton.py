@@ -1,7 +1,8 @@
-"""Three kernels for PyTorch on a GPU, in Triton. **Not yet run on a GPU**, and off by default: see ``backends/gpu.py``.
+"""Kernels for PyTorch on a GPU, in Triton. **Not yet run on a GPU**, and off by default: see ``backends/gpu.py``.
 
 What must not be stored is not: the (N, m) distances of ``assign``, the (B, N) scores of ``nearest`` and the (B, k, D)
-rows of ``weighted_rows`` exist a tile at a time, in registers. Products are float32 throughout (``"ieee"``, no TF32).
+rows of ``weighted_rows`` and ``scores_at`` exist a tile at a time, in registers. Products are float32 (``"ieee"``, no
+TF32), but for those of a screen, which are float16 and decide nothing.
 
 ``assign`` keeps the best score of a row and its label while it goes through the centroids by rising label; a later one
 must be strictly better, and within a tile the leftmost of equals is taken, so the lowest label wins.
@@ -18,13 +19,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from la_core.backends import gpu
+from la_core.backends import gpu, low
 from la_core.kernels import BUDGET
 
 TILE, WIDTH = 64, 32
 """Rows and columns of a tile of scores, and coordinates that are multiplied at a time."""
 CHUNK, SHARE = 32, 512
-"""Rows that a program of ``weighted_rows`` gathers at a time, and in all."""
+"""Rows that a program gathers at a time, and one of ``weighted_rows`` in all."""
 
 
 @triton.jit
@@ -81,6 +82,15 @@ def _assign(
 
 
 @triton.jit
+def _places(passed: tl.tensor, count: tl.tensor, i: tl.tensor, n_queries: tl.tensor) -> tl.tensor:
+    """Places in the tables of queries ``i`` for what passed of a tile, which ``count`` gives out."""
+    one = passed.to(tl.int32)
+    total = tl.sum(one, axis=1)
+    first = tl.atomic_add(count + i, total, mask=(i < n_queries) & (total > 0), sem="relaxed")
+    return first[:, None] + tl.cumsum(one, axis=1) - one
+
+
+@triton.jit
 def _append(
     z: tl.tensor,
     bank: tl.tensor,
@@ -103,14 +113,80 @@ def _append(
     least = tl.load(threshold + i, mask=i < n_queries, other=0.0)
     below = scores < least[:, None]
     passed = (below == 0) & (i < n_queries)[:, None] & (j < n)[None, :]
-    one = passed.to(tl.int32)
-    total = tl.sum(one, axis=1)
-    first = tl.atomic_add(count + i, total, mask=(i < n_queries) & (total > 0), sem="relaxed")
-    place = first[:, None] + tl.cumsum(one, axis=1) - one
+    place = _places(passed, count, i, n_queries)
     into = i[:, None].to(tl.int64) * capacity + place
     fits = passed & (place < capacity)
     tl.store(values + into, scores, mask=fits)
     tl.store(rows + into, tl.zeros((tile, tile), tl.int32) + j[None, :], mask=fits)
+
+
+@triton.jit
+def _screen(
+    rough: tl.tensor,
+    bank: tl.tensor,
+    threshold: tl.tensor,
+    slope: tl.tensor,
+    constant: tl.tensor,
+    rows: tl.tensor,
+    count: tl.tensor,
+    n_queries: tl.tensor,
+    n: tl.tensor,
+    dim: tl.tensor,
+    capacity: tl.tensor,
+    above: tl.tensor,
+    vanishing: tl.tensor,
+    largest: tl.tensor,
+    tile: tl.constexpr,
+    width: tl.constexpr,
+) -> None:
+    """A tile of scores in float16; rows that may reach their query's threshold go to its table, if there is room."""
+    across = tl.cdiv(n_queries, tile)
+    i = tl.program_id(0) % across * tile + tl.arange(0, tile)
+    j = tl.program_id(0) // across * tile + tl.arange(0, tile)
+    scores = tl.zeros((tile, tile), tl.float32)
+    squares = tl.zeros((tile,), tl.float32)
+    for first in range(0, dim, width):
+        d = first + tl.arange(0, width)
+        left = rough + i[:, None].to(tl.int64) * dim + d[None, :]
+        right = bank + j[None, :].to(tl.int64) * dim + d[:, None]
+        a = tl.load(left, mask=(i < n_queries)[:, None] & (d < dim)[None, :], other=0.0)
+        b = tl.load(right, mask=(j < n)[None, :] & (d < dim)[:, None], other=0.0)
+        squares += tl.sum(b * b, axis=0)
+        scores = tl.dot(a, b.to(tl.float16), scores)
+    norm = tl.sqrt(squares) * above + vanishing
+    norm = tl.where(norm < largest, norm, float("inf"))
+    least = tl.load(threshold + i, mask=i < n_queries, other=0.0)
+    by_norm = tl.load(slope + i, mask=i < n_queries, other=0.0)
+    by_itself = tl.load(constant + i, mask=i < n_queries, other=0.0)
+    below = scores < least[:, None] - (by_norm[:, None] * norm[None, :] + by_itself[:, None])
+    passed = (below == 0) & (i < n_queries)[:, None] & (j < n)[None, :]
+    place = _places(passed, count, i, n_queries)
+    into = i[:, None].to(tl.int64) * capacity + place
+    tl.store(rows + into, tl.zeros((tile, tile), tl.int32) + j[None, :], mask=passed & (place < capacity))
+
+
+@triton.jit
+def _scores_at(
+    z: tl.tensor,
+    bank: tl.tensor,
+    indices: tl.tensor,
+    scores: tl.tensor,
+    k: tl.tensor,
+    dim: tl.tensor,
+    chunk: tl.constexpr,
+    width: tl.constexpr,
+) -> None:
+    """Products of a query with a chunk of its own rows, each by itself: equal rows have equal scores."""
+    query = tl.program_id(0).to(tl.int64)
+    j = tl.program_id(1) * chunk + tl.arange(0, chunk)
+    row = tl.load(indices + query * k + j, mask=j < k, other=0).to(tl.int64)
+    total = tl.zeros((chunk,), tl.float32)
+    for first in range(0, dim, width):
+        d = first + tl.arange(0, width)
+        ours = tl.load(z + query * dim + d, mask=d < dim, other=0.0)
+        theirs = tl.load(bank + row[:, None] * dim + d[None, :], mask=(j < k)[:, None] & (d < dim)[None, :], other=0.0)
+        total += tl.sum(ours[None, :] * theirs, axis=1)
+    tl.store(scores + query * k + j, total, mask=j < k)
 
 
 @triton.jit
@@ -163,20 +239,62 @@ def append(z: Tensor, bank: Tensor, threshold: Tensor, capacity: int) -> gpu.Tab
     return values, rows, count
 
 
+def screen(z: Tensor, bank: Tensor, threshold: Tensor, capacity: int) -> gpu.Table:
+    """As :func:`append`, of what a screen in float16 lets pass, which must find room."""
+    z, bank = z.contiguous(), bank.contiguous()
+    (batch, dim), n = z.shape, bank.shape[0]
+    rough = z.half()
+    norm, error = (torch.linalg.vector_norm(x.double(), dim=1) for x in (rough, z - rough))
+    slope, constant = (x.float() for x in low.margin(norm, error, dim, low.FLOAT16))
+    rows = torch.zeros((batch, capacity), dtype=torch.int32, device=z.device)
+    count = torch.zeros(batch, dtype=torch.int32, device=z.device)
+    grid = (triton.cdiv(batch, TILE) * triton.cdiv(n, TILE),)
+    more = low.ABOVE, low.vanishing_norm(dim), low.FLOAT16.largest, TILE, WIDTH
+    with torch.cuda.device_of(z):
+        _screen[grid](rough, bank, threshold, slope, constant, rows, count, batch, n, dim, capacity, *more)
+    return gpu.rescored(scores_at(z, bank, rows), rows, count, threshold)
+
+
 def nearest(
-    z: Tensor, bank: Tensor, k: int, plain: Callable[[Tensor], tuple[Tensor, Tensor]], budget: int = BUDGET
+    z: Tensor,
+    bank: Tensor,
+    k: int,
+    plain: Callable[[Tensor], tuple[Tensor, Tensor]],
+    budget: int = BUDGET,
+    tensor_cores: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """As :func:`la_core.kernels.nearest`, which is ``plain(queries)``: ``(B, D), (N, D) -> (B, k), (B, k)``."""
-    return gpu.search(z, bank.contiguous(), k, append, plain, budget)
+    """As :func:`la_core.kernels.nearest`, which is ``plain(queries)``: ``(B, D), (N, D) -> (B, k), (B, k)``.
+
+    ``tensor_cores``: whether there are some for float16; by default the device is asked.
+    """
+    if tensor_cores is None:
+        tensor_cores = z.is_cuda and torch.cuda.get_device_capability(z.device) >= (7, 0)
+    table = screen if tensor_cores and gpu.screened(bank.shape[0], k) else append
+    return gpu.search(z, bank.contiguous(), k, table, plain, budget)
+
+
+def scores_at(z: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+    """As :func:`la_core.kernels.scores_at`: ``(B, D), (N, D), (B, k) -> (B, k)``."""
+    z, bank, indices = z.contiguous(), bank.contiguous(), indices.contiguous()
+    (batch, k), dim = indices.shape, bank.shape[1]
+    scores = bank.new_empty((batch, k))
+    with torch.cuda.device_of(bank):
+        _scores_at[(batch, triton.cdiv(k, CHUNK))](z, bank, indices, scores, k, dim, CHUNK, _width(dim))
+    return scores
 
 
 def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
     """As :func:`la_core.kernels.weighted_rows`: ``(B, k), (N, D), (B, k) -> (B, D)``."""
     weights, bank, indices = weights.contiguous(), bank.contiguous(), indices.contiguous()
     (batch, k), dim = weights.shape, bank.shape[1]
-    width = min(128, triton.next_power_of_2(dim))
+    width = _width(dim)
     parts = bank.new_empty((batch, triton.cdiv(k, SHARE), dim))
     with torch.cuda.device_of(bank):
         grid = (batch, parts.shape[1], triton.cdiv(dim, width))
         _weighted_rows[grid](weights, bank, indices, parts, k, dim, SHARE, CHUNK, width)
     return parts.sum(dim=1)
+
+
+def _width(dim: int) -> int:
+    """Coordinates of gathered rows that a program takes at a time."""
+    return min(128, int(triton.next_power_of_2(dim)))
