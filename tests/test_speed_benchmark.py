@@ -219,7 +219,7 @@ def test_a_slow_contender_runs_less_often_and_its_first_run_counts(monkeypatch):
             return turns.Run(self.seconds, 1.0, {})
 
     monkeypatch.setattr(turns, "PAUSE", 0)
-    for seconds, runs, counted in ((1.0, 6, 5), (11.0, 3, 3)):
+    for seconds, runs, counted in ((1.0, 6, 5), (11.0, 3, 3), (61.0, 2, 2)):
         worker, result = Fake(seconds), Result()
         for turn in range(6):
             turns._turn(worker, result, turn, Plan(repeats=5, slow_repeats=3))

@@ -9,9 +9,9 @@ Writes benchmarks/speed.json, benchmarks/speed.txt and docs/speed.png; rows that
 another scale nothing is written, unless --out says where.
 
 Every contender has a process of its own, the same cores and the same number of threads, and all take turns: a warm-up,
-then five runs, or three where one takes more than ten seconds. Answers are compared. faiss's wheel carries an OpenBLAS
-that does not know CPUs with AVX-512 made since, and takes kernels for SSE3, four times as slow: its processes are
-started with OPENBLAS_CORETYPE=SkylakeX where the CPU has AVX-512 and the variable is not set.
+then five runs, three where one takes more than ten seconds, two above a minute. Answers are compared. faiss's wheel
+carries an OpenBLAS that does not know CPUs with AVX-512 made since, and takes kernels for SSE3, four times as slow: its
+processes are started with OPENBLAS_CORETYPE=SkylakeX where the CPU has AVX-512 and the variable is not set.
 
 Needs Linux for the peaks of memory, and up to 10 GB of it. Nothing else should run meanwhile.
 """
@@ -49,7 +49,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--large", action="store_true", help="the rows " + ", ".join(LARGE))
     parser.add_argument("--scale", type=float, default=1.0, help="of N, m and k")
-    parser.add_argument("--repeats", type=int, default=5, help="of those that take at most ten seconds; others 3")
+    parser.add_argument("--repeats", type=int, default=5, help="of those that take at most ten seconds; others 3 or 2")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--timeout", type=float, help="seconds of one run: 600, or 7200 for large rows")
     parser.add_argument("--bank", type=Path, metavar="FILE.npy", help="rows of a bank from a trained encoder")

@@ -24,8 +24,9 @@ import numpy as np
 from speed.contenders import Answer, Contender
 from speed.data import Problem, first, inputs
 
-SLOW = 10.0
-"""Seconds of a run from which on there are fewer, and the first one counts unless something was compiled in it."""
+SLOW, SLOWEST = 10.0, 60.0
+"""Seconds of a run from which on there are fewer, and the first one counts unless something was compiled in it; and
+from which on there is one less of these."""
 WARM_UP = 0.05
 """Size of the first task of a process: libraries are loaded, and their threads started."""
 PAUSE = 0.25
@@ -38,7 +39,7 @@ class Plan:
 
     repeats: int = 5
     slow_repeats: int = 3
-    """Of those whose run takes more than ``SLOW`` seconds."""
+    """Of those whose run takes more than ``SLOW`` seconds; one less above ``SLOWEST``, if there is more than one."""
     threads: int = 1
     timeout: float = 600.0
     """Seconds of one run, or of making one ready."""
@@ -90,8 +91,7 @@ def measure(contenders: Sequence[Contender], problem: Problem, plan: Plan) -> di
 
 def _turn(worker: Worker, result: Result, turn: int, plan: Plan) -> None:
     """One run of one contender, if it has not had enough of them."""
-    slow = result.seconds and result.seconds[0] > SLOW
-    if result.error or len(result.seconds) >= (plan.slow_repeats if slow else plan.repeats):
+    if result.error or (result.seconds and len(result.seconds) >= _enough(plan, result.seconds[0])):
         return
     time.sleep(PAUSE)
     try:
@@ -107,6 +107,13 @@ def _turn(worker: Worker, result: Result, turn: int, plan: Plan) -> None:
         result.peak_extra_mb = max(run.peak_extra_mb, result.peak_extra_mb or 0.0)
     if turn > 0 or (run.seconds > SLOW and not worker.contender.compiles):  # else it was a warm-up
         result.seconds.append(run.seconds)
+
+
+def _enough(plan: Plan, seconds: float) -> int:
+    """How many runs that take so long."""
+    if seconds <= SLOW:
+        return plan.repeats
+    return plan.slow_repeats if seconds <= SLOWEST else max(1, plan.slow_repeats - 1)
 
 
 class WorkerError(Exception):
