@@ -82,12 +82,15 @@ def _assign(
 
 
 @triton.jit
-def _places(passed: tl.tensor, count: tl.tensor, i: tl.tensor, n_queries: tl.tensor) -> tl.tensor:
-    """Places in the tables of queries ``i`` for what passed of a tile, which ``count`` gives out."""
+def _places(
+    passed: tl.tensor, count: tl.tensor, i: tl.tensor, n_queries: tl.tensor, capacity: tl.tensor
+) -> tuple[tl.tensor, tl.tensor]:
+    """Places in the tables of queries ``i`` for what passed of a tile, which ``count`` gives out, and what they fit."""
     one = passed.to(tl.int32)
     total = tl.sum(one, axis=1)
     first = tl.atomic_add(count + i, total, mask=(i < n_queries) & (total > 0), sem="relaxed")
-    return first[:, None] + tl.cumsum(one, axis=1) - one
+    place = first[:, None] + tl.cumsum(one, axis=1) - one
+    return i[:, None].to(tl.int64) * capacity + place, passed & (place < capacity)
 
 
 @triton.jit
@@ -113,9 +116,7 @@ def _append(
     least = tl.load(threshold + i, mask=i < n_queries, other=0.0)
     below = scores < least[:, None]
     passed = (below == 0) & (i < n_queries)[:, None] & (j < n)[None, :]
-    place = _places(passed, count, i, n_queries)
-    into = i[:, None].to(tl.int64) * capacity + place
-    fits = passed & (place < capacity)
+    into, fits = _places(passed, count, i, n_queries, capacity)
     tl.store(values + into, scores, mask=fits)
     tl.store(rows + into, tl.zeros((tile, tile), tl.int32) + j[None, :], mask=fits)
 
@@ -160,9 +161,8 @@ def _screen(
     by_itself = tl.load(constant + i, mask=i < n_queries, other=0.0)
     below = scores < least[:, None] - (by_norm[:, None] * norm[None, :] + by_itself[:, None])
     passed = (below == 0) & (i < n_queries)[:, None] & (j < n)[None, :]
-    place = _places(passed, count, i, n_queries)
-    into = i[:, None].to(tl.int64) * capacity + place
-    tl.store(rows + into, tl.zeros((tile, tile), tl.int32) + j[None, :], mask=passed & (place < capacity))
+    into, fits = _places(passed, count, i, n_queries, capacity)
+    tl.store(rows + into, tl.zeros((tile, tile), tl.int32) + j[None, :], mask=fits)
 
 
 @triton.jit
