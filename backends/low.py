@@ -31,6 +31,7 @@ class Low(NamedTuple):
     vanishing: float
     """And what may be lost where it is small."""
     largest: float
+    """A row whose norm exceeds it may have a number that is infinite."""
 
 
 BFLOAT16 = Low(2.0**-8, 2.0**-126, 2.0**127)
