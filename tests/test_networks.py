@@ -446,6 +446,24 @@ def test_bad_networks_are_refused_in_plain_words():
     assert mine.apply(torch.zeros(2, 3, 63, 64, dtype=torch.float64))[0].shape == (2, 8)
 
 
+def test_a_maximum_before_relu_is_relu_before_a_maximum_to_the_bit():
+    small = on_torch.initialise(on_torch.SmallCNN(1, 8, 4, whiten=4), 0)
+    told = on_torch.initialise(on_torch.SmallCNN(1, 8, 4, whiten=4), 0)
+    layers = list(told.body)
+    for i, layer in enumerate(layers[:-1]):
+        if isinstance(layer, torch.nn.MaxPool2d):
+            layers[i : i + 2] = layers[i + 1], layer
+    told.body = torch.nn.Sequential(*layers)
+    assert [type(x).__name__ for x in told.body[:4]] == ["Conv2d", "BatchNorm2d", "ReLU", "MaxPool2d"]
+    x = torch.round(3 * torch.randn(8, 1, 24, 24, generator=torch.Generator().manual_seed(0)))  # equal maxima, too
+    z, expected = small(x), told(x)
+    assert torch.equal(z, expected)
+    for one in (z, expected):
+        (one**2).sum().backward()
+    for (name, mine), theirs in zip(small.named_parameters(), told.parameters(), strict=True):
+        assert torch.equal(mine.grad, theirs.grad), name
+
+
 def test_the_cost_leaves_a_module_as_it_is(shallow):
     network, options, _ = TWINS["resnet18"]
     mine, theirs = torch_twin(network, options).eval(), jax_twin(network, options)

@@ -122,8 +122,11 @@ class SmallCNN(nn.Module):
         body: list[nn.Module] = []
         for block in range(blocks):
             out = width * 2**block
-            body += [_conv(channels, out, 3), nn.BatchNorm2d(out), nn.ReLU(inplace=True)]
-            body.append(nn.MaxPool2d(2) if block < blocks - 1 else nn.AdaptiveAvgPool2d(1))
+            body += [_conv(channels, out, 3), nn.BatchNorm2d(out)]
+            if block < blocks - 1:  # ReLU of a maximum is the maximum of ReLU, at a quarter of the places
+                body += [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
+            else:
+                body += [nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)]
             channels = out
         self.body = nn.Sequential(*body, nn.Flatten())
         self.least = 2 ** (blocks - 1)
