@@ -1,5 +1,7 @@
 """Sources, the order of an epoch, and views."""
 
+import zlib
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,6 +26,17 @@ def test_an_epoch_visits_every_sample_once_in_an_order_of_its_own(n, size, seed,
     if n >= 30:
         assert flat.tolist() != np.concatenate(data.batches(n, size, seed=seed, epoch=epoch + 1)).tolist()
         assert flat.tolist() != np.concatenate(data.batches(n, size, seed=seed + 1, epoch=epoch)).tolist()
+
+
+@given(
+    seed=st.integers(0, 2**70),
+    purpose=st.sampled_from(["view", ""]),
+    counters=st.lists(st.integers(0, 2**40), max_size=4),
+)
+def test_draws_are_those_of_numpy_s_spawn_keys(seed, purpose, counters):
+    key = (zlib.crc32(purpose.encode()), *counters)
+    told = np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=key)))
+    assert generator(seed, purpose, *counters).integers(2**63, size=3).tolist() == told.integers(2**63, size=3).tolist()
 
 
 def test_a_view_depends_on_seed_epoch_and_sample_and_not_on_its_batch():

@@ -196,6 +196,15 @@ def test_a_ratio_whose_peaks_meet_its_logs_is_caught():
         law_the_cold_ratio_keeps_its_digits(np, planted)
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_segments_at_the_limit_of_short_numbers_are_kept_apart(more):
+    n = 2**16 + more
+    segments = np.array([0, n - 1, 1, n - 1])
+    total = kernels.segment_sum(np.arange(8.0).reshape(4, 2), segments, n)
+    assert total[[0, 1, n - 1]].tolist() == [[0, 1], [4, 5], [8, 10]]
+    assert np.count_nonzero(total) == 5
+
+
 def test_votes_of_many_clusterings_take_the_memory_of_few():
     rng = np.random.default_rng(0)
     peaks = []
