@@ -44,8 +44,11 @@ types: $(READY)  ## mypy, strict, on the package and the examples
 	cd build/types && $(MYPY) -p la_core
 	cd build/types && MYPYPATH=. $(MYPY) ../../examples/*.py
 
+# A process for each core, so a thread for each: those of two processes wait for each other, some tests five times as
+# long. Tests of threads say how many they want. Files in their order: those with few tests, which come last otherwise,
+# are not the short ones.
 tests: $(READY)  ## pytest, on all cores up to four
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 soak: $(READY)  ## kill, cut the power, damage checkpoints, spoil steps, for long: the figures of docs/reliability.md (an hour or two)
 	OMP_NUM_THREADS=1 PYTHONPATH=tests $(BIN)/python -m soak
