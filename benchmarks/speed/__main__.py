@@ -9,7 +9,7 @@ Writes benchmarks/speed.json, benchmarks/speed.txt and docs/speed.png; rows that
 another scale nothing is written, unless --out says where.
 
 Every contender has a process of its own, the same cores and the same number of threads, and all take turns: a warm-up,
-then five runs, three where one takes more than ten seconds, two above a minute. Answers are compared. faiss's wheel
+then five runs, three where one takes more than ten seconds, two above 25. Answers are compared. faiss's wheel
 carries an OpenBLAS that does not know CPUs with AVX-512 made since, and takes kernels for SSE3, four times as slow: its
 processes are started with OPENBLAS_CORETYPE=SkylakeX where the CPU has AVX-512 and the variable is not set.
 

@@ -119,7 +119,7 @@ ROWS = {
         vary="m",
         values=(1000, 2000, 4000, 8000, 16_000),
         exponent=Goal(0.7, 0.5),
-        repeats=3,
+        repeats=2,
         slow_repeats=1,
     ),
     "grow-n": replace(_growing, vary="n", values=(62_500, 125_000, 250_000, 500_000, MILLION)),

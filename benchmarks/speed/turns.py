@@ -24,7 +24,7 @@ import numpy as np
 from speed.contenders import Answer, Contender
 from speed.data import Problem, first, inputs
 
-SLOW, SLOWEST = 10.0, 60.0
+SLOW, SLOWEST = 10.0, 25.0
 """Seconds of a run from which on there are fewer, and the first one counts unless something was compiled in it; and
 from which on there is one less of these."""
 WARM_UP = 0.05
