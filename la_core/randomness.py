@@ -6,6 +6,7 @@ repeated, resumed at any step, and compared across libraries.
 
 from __future__ import annotations
 
+import struct
 import zlib
 
 import numpy as np
@@ -18,10 +19,10 @@ def generator(seed: int, purpose: str, *counters: int) -> np.random.Generator:
     name the place, for example ``(epoch, sample)``.
     """
     place = (zlib.crc32(purpose.encode()), *counters)
-    words = (seed, 0, 0, 0, *place)
-    if min(words) >= 0 and max(words) < 2**32:  # what SeedSequence makes of the two, in a third of its time
-        made = np.random.SeedSequence(np.array(words, np.uint32))
-    else:
+    try:  # the words that SeedSequence makes of the two, in a third of its time
+        words = struct.pack(f"={4 + len(place)}I", seed, 0, 0, 0, *place)
+        made = np.random.SeedSequence(np.frombuffer(words, np.uint32))
+    except struct.error:  # longer numbers are several words, and others are refused
         made = np.random.SeedSequence(seed, spawn_key=place)
     return np.random.Generator(np.random.Philox(made))
 

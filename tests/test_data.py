@@ -39,6 +39,12 @@ def test_draws_are_those_of_numpy_s_spawn_keys(seed, purpose, counters):
     assert generator(seed, purpose, *counters).integers(2**63, size=3).tolist() == told.integers(2**63, size=3).tolist()
 
 
+@pytest.mark.parametrize(("seed", "counter"), [(1.5, 0), (-1, 0), (0, 1.5), (0, -1), (None, 1.0)])
+def test_a_seed_that_is_no_whole_number_is_refused(seed, counter):
+    with pytest.raises((TypeError, ValueError)):
+        generator(seed, "view", counter)
+
+
 def test_a_view_depends_on_seed_epoch_and_sample_and_not_on_its_batch():
     images = data.samples(np.random.default_rng(0).integers(0, 256, (9, 20, 24, 3), dtype=np.uint8))
     view = views.ImageView(size=16, degrees=20, shift=0.1, scale=(0.8, 1.2), shear=5)
