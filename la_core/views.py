@@ -111,23 +111,35 @@ class ImageView:
 
     def __call__(self, sample: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
         """(H, W[, C]) uint8 -> (C, size, size) float32."""
-        row: np.ndarray = self.finish([self.begin(sample, rng)])[0]
+        row: np.ndarray = self.finish(self.begin([sample], None if rng is None else [rng]))[0]
         return row
 
-    def begin(self, sample: np.ndarray, rng: np.random.Generator | None) -> Begun:
-        """(H, W[, C]) uint8 -> what Pillow does: all but the brightness and contrast of a gray image, and the scaling.
+    def begin(self, samples: Sequence[np.ndarray], rngs: Sequence[np.random.Generator] | None) -> list[Begun]:
+        """Of images (H, W[, C]) uint8 what Pillow does: all but brightness and contrast of gray ones, and the scaling.
+
+        All are taken through a step before the next begins: its instructions stay in the processor's cache.
 
         Raises
         ------
         DataError
-            Not such an array.
+            Not such arrays.
         """
-        if sample.dtype != np.uint8 or sample.ndim not in (2, 3):
-            raise DataError(f"an image must be (H, W) or (H, W, C) uint8; got {sample.shape} {sample.dtype}")
-        if rng is None and sample.shape[:2] == (self.size, self.size) and sample.shape[2:] in ((), (1,), (3,)):
-            return Begun(sample[:, :, 0] if sample.shape[2:] == (1,) else sample, ())  # as Pillow would leave it
-        whole = _pillow().fromarray(sample[:, :, 0] if sample.ndim == 3 and sample.shape[2] == 1 else sample)
-        return Begun(self._centre(whole), ()) if rng is None else Begun(*self._random(whole, rng))
+        for sample in samples:
+            if sample.dtype != np.uint8 or sample.ndim not in (2, 3):
+                raise DataError(f"an image must be (H, W) or (H, W, C) uint8; got {sample.shape} {sample.dtype}")
+        samples = [sample[:, :, 0] if sample.shape[2:] == (1,) else sample for sample in samples]
+        if rngs is None:
+            return [Begun(self._evaluated(sample), ()) for sample in samples]
+        drawn = [self._draw(sample.shape, rng) for sample, rng in zip(samples, rngs, strict=True)]
+        images = [_pillow().fromarray(sample) for sample in samples]
+        images = [self._resize(image, one.box) for image, one in zip(images, drawn, strict=True)]
+        if self._moves:
+            affine, bilinear = _pillow().Transform.AFFINE, _pillow().Resampling.BILINEAR
+            images = [
+                image.transform(image.size, affine, one.affine, bilinear)
+                for image, one in zip(images, drawn, strict=True)
+            ]
+        return [_recoloured(image, one) for image, one in zip(images, drawn, strict=True)]
 
     def finish(self, begun: Sequence[Begun]) -> np.ndarray:
         """Views (B, C, size, size) float32 of what was begun, all gray or all of one number of channels."""
@@ -141,6 +153,11 @@ class ImageView:
         scaled /= std[:, None, None]
         return scaled
 
+    def _evaluated(self, sample: np.ndarray) -> Any:
+        if sample.shape[:2] == (self.size, self.size) and sample.shape[2:] in ((), (3,)):
+            return sample  # as Pillow would leave it
+        return self._centre(_pillow().fromarray(sample))
+
     def _centre(self, image: Any) -> Any:
         side = min(image.size)
         left, top = (image.width - side) / 2, (image.height - side) / 2
@@ -151,20 +168,20 @@ class ImageView:
             return image
         return image.resize((self.size, self.size), _pillow().Resampling.BILINEAR, box=box)
 
-    def _random(self, image: Any, rng: np.random.Generator) -> tuple[Any, Levels]:
-        pillow = _pillow()
-        image = self._resize(image, self._crop_box(image.width, image.height, rng))
-        if self.degrees or self.shift or self.shear or self.scale != (1.0, 1.0):
-            affine, bilinear = pillow.Transform.AFFINE, pillow.Resampling.BILINEAR
-            image = image.transform(image.size, affine, self._affine(rng), bilinear)
-        if image.mode == "RGB" and rng.random() < self.grayscale:
-            image = image.convert("L").convert("RGB")
-        levels = self._levels(image.mode == "RGB", rng)
-        if image.mode != "L":
-            image, levels = _jittered(image, levels), ()
-        if rng.random() < self.flip:
-            image = image.transpose(pillow.Transpose.FLIP_LEFT_RIGHT)
-        return image, levels
+    @property
+    def _moves(self) -> bool:
+        return bool(self.degrees or self.shift or self.shear or self.scale != (1.0, 1.0))
+
+    def _draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Drawn:
+        """All that is random in a view of an image of this shape."""
+        coloured = shape[2:] == (3,)
+        return Drawn(
+            box=self._crop_box(shape[1], shape[0], rng),
+            affine=self._affine(rng) if self._moves else (),
+            grayscale=coloured and rng.random() < self.grayscale,
+            levels=self._levels(coloured, rng),
+            flip=rng.random() < self.flip,
+        )
 
     def _crop_box(self, width: int, height: int, rng: np.random.Generator) -> tuple[float, ...]:
         if self.crop == (1.0, 1.0):
@@ -201,6 +218,18 @@ Levels: TypeAlias = tuple[tuple[int, float], ...]
 """Which of brightness (0), contrast (1), saturation (2) and hue (3) is changed by how much, in order."""
 
 
+class Drawn(NamedTuple):
+    """What is random in a view, in the order in which it is drawn."""
+
+    box: tuple[float, ...]
+    """Left, top, right and bottom of the crop, in pixels."""
+    affine: tuple[float, ...]
+    """Of each place in the view the place in the crop, as Pillow has it; () where nothing moves."""
+    grayscale: bool
+    levels: Levels
+    flip: bool
+
+
 class Begun(NamedTuple):
     """A view of an image without the last of its arithmetic."""
 
@@ -208,6 +237,15 @@ class Begun(NamedTuple):
     """(H, W) or (H, W, C) uint8, or Pillow's image of them."""
     levels: Levels
     """Of a gray image, what is still to be changed."""
+
+
+def _recoloured(image: Any, drawn: Drawn) -> Begun:
+    levels = drawn.levels
+    if drawn.grayscale:
+        image = image.convert("L").convert("RGB")
+    if image.mode != "L":
+        image, levels = _jittered(image, levels), ()
+    return Begun(image.transpose(_pillow().Transpose.FLIP_LEFT_RIGHT) if drawn.flip else image, levels)
 
 
 def _between(low: float, high: float, share: float) -> float:

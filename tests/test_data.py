@@ -82,12 +82,32 @@ def test_a_batch_is_its_samples_one_by_one_however_many_are_taken_at_once(side):
     one_by_one = {i: data.load(some, [i], view, *keys) for i in range(6)}
     for n in (0, 1, 5, loading.AT_ONCE, loading.AT_ONCE + 1, 2 * loading.AT_ONCE):
         order = draw.integers(6, size=n)
-        groups = [len(group) for group in loading._groups(some, order)]
+        groups = [len(group) for group in loading._groups(some, order, loading.AT_ONCE)]
         assert sum(groups) == n
         assert max(groups, default=1) <= (loading.AT_ONCE if side == 4 else 1)
         if n:
             want = np.stack([one_by_one[i] for i in order.tolist()], axis=1).reshape(2 * n, 3, 3, 3)
             np.testing.assert_array_equal(data.load(some, order, view, *keys), want)
+
+
+@pytest.mark.parametrize("key", [None, (3, 1)], ids=str)
+def test_a_view_that_fails_among_others_is_named(key):
+    """Views of ours are made a group at a time; those of others one by one, each once."""
+    images = [np.zeros((4, 4), np.uint8) for _ in range(loading.AT_ONCE)]
+    images[5] = images[9] = np.zeros((4, 4, 5), np.uint8)  # of five channels
+    some = data.samples(images)
+    with pytest.raises(DataError, match=r"view of sample 5 \(4, 4, 5\) uint8 failed"):
+        data.load(some, range(len(images)), views.ImageView(size=3), key)
+
+    seen = []
+
+    def fails_at_the_third(sample, rng):
+        seen.append((sample.shape, rng is None))
+        return 1 / (3 - len(seen))
+
+    with pytest.raises(DataError, match=r"view of sample 2 \(4, 4\) uint8 failed: division by zero"):
+        data.load(some, range(len(images)), fails_at_the_third, key)
+    assert seen == [((4, 4), key is None)] * 3
 
 
 def test_the_evaluation_view_is_the_centred_square():
@@ -103,7 +123,7 @@ def law_what_pillow_would_leave_alone_is_left_alone(shape):
     view = views.ImageView(size=6)
     pixels = Image.fromarray(image[:, :, 0] if shape[2:] == (1,) else image)
     want = np.asarray(view._centre(pixels))
-    np.testing.assert_array_equal(view.begin(image, None).pixels, want, strict=True)
+    np.testing.assert_array_equal(view.begin([image], None)[0].pixels, want, strict=True)
 
 
 @pytest.mark.parametrize("shape", [(6, 6), (6, 6, 1), (6, 6, 3), (6, 6, 4), (6, 9), (12, 12, 3)], ids=str)

@@ -32,6 +32,9 @@ def batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarra
 
 Key = tuple[int, int]
 """(seed, epoch): with the sample, all that a random view depends on."""
+Begin = Callable[[Sequence[np.ndarray], Sequence[np.random.Generator] | None], list[Any]]
+"""Of some samples the views that their generators draw, or the evaluation views, up to what is done for a batch."""
+Finish = Callable[[list[Any]], np.ndarray]
 
 
 def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: Key | None) -> np.ndarray:
@@ -44,19 +47,11 @@ def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: 
     DataError
         A sample cannot be read, or its view cannot be made: names it. The views of a batch differ in shape.
     """
-    begin: Callable[..., Any] = view
-    finish: Callable[[list[Any]], np.ndarray] = np.stack
-    if isinstance(view, ImageView) and type(view).__call__ is ImageView.__call__:  # a class of yours may do otherwise
-        begin, finish = view.begin, view.finish
+    most, begin, finish = _steps(view)
     views: list[list[Any]] = [[] for _ in keys or (None,)]
-    for group in _groups(data, indices):
+    for group in _groups(data, indices, most):
         for key, rows in zip(keys or (None,), views, strict=True):
-            rngs = [None if key is None else generator(key[0], "view", key[1], i) for i, _ in group]
-            for (i, sample), rng in zip(group, rngs, strict=True):
-                try:
-                    rows.append(begin(sample, rng))
-                except Exception as error:
-                    raise DataError(f"the view of sample {i} {sample.shape} {sample.dtype} failed: {error}") from error
+            rows += _begun(begin, group, key)
     rows = [row for of_a_key in views for row in of_a_key]
     try:
         return finish(rows)
@@ -70,11 +65,30 @@ def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: 
         ) from None
 
 
+def _steps(view: View) -> tuple[int, Begin, Finish]:
+    """Most samples of a group, how its views are begun, and how those of a batch are finished."""
+    if isinstance(view, ImageView) and type(view).__call__ is ImageView.__call__:  # a class of yours may do otherwise
+        return AT_ONCE, view.begin, view.finish
+    return 1, lambda samples, rngs: [view(samples[0], None if rngs is None else rngs[0])], np.stack
+
+
+def _begun(begin: Begin, group: list[tuple[int, np.ndarray]], key: Key | None) -> list[Any]:
+    """Views of a group; where one fails, each by itself, so that the error can name the sample."""
+    rngs = None if key is None else [generator(key[0], "view", key[1], i) for i, _ in group]
+    try:
+        return begin([sample for _, sample in group], rngs)
+    except Exception as error:
+        if len(group) > 1:
+            return [view for one in group for view in _begun(begin, [one], key)]
+        i, sample = group[0]
+        raise DataError(f"the view of sample {i} {sample.shape} {sample.dtype} failed: {error}") from error
+
+
 AT_ONCE = 16
 """Most samples of a group."""
 
 
-def _groups(data: Samples, indices: Sequence[int] | np.ndarray) -> Iterator[list[tuple[int, np.ndarray]]]:
+def _groups(data: Samples, indices: Sequence[int] | np.ndarray, most: int) -> Iterator[list[tuple[int, np.ndarray]]]:
     """Samples with their numbers, some at a time: a step of loading is done for all of a group before the next begins.
 
     Of small images it then takes half the time, for its instructions are still in the processor's cache. Of large ones
@@ -86,7 +100,7 @@ def _groups(data: Samples, indices: Sequence[int] | np.ndarray) -> Iterator[list
         sample = data[i]
         group.append((i, sample))
         size += sample.nbytes
-        if len(group) == AT_ONCE or size > CACHE:
+        if len(group) == most or size > CACHE:
             yield group
             group, size = [], 0
     if group:
