@@ -73,8 +73,7 @@ def test_several_views_of_a_batch_are_its_views_one_after_the_other_and_each_sam
     np.testing.assert_array_equal(data.load(data.samples(rows), [4, 0], view), alone[1])
 
 
-@pytest.mark.parametrize("side", [4, 700])
-def test_a_batch_is_its_samples_one_by_one_however_many_are_taken_at_once(side):
+def law_a_batch_is_its_samples_one_by_one(side):
     """Of small samples and of large ones, with one twice, and for every number up to some more than a group."""
     draw = np.random.default_rng(side)
     some = data.samples(draw.integers(0, 256, (6, side, side, 3), dtype=np.uint8))
@@ -88,6 +87,11 @@ def test_a_batch_is_its_samples_one_by_one_however_many_are_taken_at_once(side):
         if n:
             want = np.stack([one_by_one[i] for i in order.tolist()], axis=1).reshape(2 * n, 3, 3, 3)
             np.testing.assert_array_equal(data.load(some, order, view, *keys), want)
+
+
+@pytest.mark.parametrize("side", [4, 700])
+def test_a_batch_is_its_samples_one_by_one_however_many_are_taken_at_once(side):
+    law_a_batch_is_its_samples_one_by_one(side)
 
 
 @pytest.mark.parametrize("key", [None, (3, 1)], ids=str)
