@@ -11,6 +11,8 @@ from variants import NUMPY, every_variant
 
 from la_core import evaluate
 from la_core.errors import KindError, NotFiniteError, RangeError, ShapeError
+from la_core.evaluate.search import numbered
+from la_core.spaces import device
 
 module = sys.modules["la_core.evaluate.knn"]  # the package shows the function of that name
 
@@ -41,6 +43,17 @@ def test_knn_is_its_definition(variant, k, budget):
         variant.asarray(rows), variant.asarray(labels), variant.asarray(queries), k=k, temperature=0.3, budget=budget
     )
     np.testing.assert_array_equal(variant.to_host(got), by_definition(rows, labels, queries, k, 0.3))
+
+
+@every_variant
+@pytest.mark.parametrize("labels", [[7], [3, 3, 3], [5, 0, 900, 5, 2, 0]], ids=str)
+def test_classes_are_numbered_without_gaps_where_they_are(variant, labels):
+    given = variant.asarray(np.array(labels))
+    there, place = numbered(given)
+    np.testing.assert_array_equal(variant.to_host(there), np.unique(labels))
+    np.testing.assert_array_equal(variant.to_host(there)[variant.to_host(place)], labels)
+    assert there.dtype == given.dtype
+    assert device(there) == device(place) == device(given)
 
 
 @every_variant

@@ -13,12 +13,15 @@ from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array, lax
 
 from la_core import clusters, kernels
 from la_core.backends import gpu
 from la_core.backends.jax.scan import Pair, dot, pays, ranked, scanned
 from la_core.errors import NotFiniteError
+from la_core.evaluate.knn import votes
+from la_core.evaluate.search import numbered
 from la_core.kernels import BUDGET, CACHE, itemsize
 
 _P = ParamSpec("_P")
@@ -96,9 +99,12 @@ def _top_k(x: Array, k: int) -> Pair:
 _top_k_compiled = jax.jit(_top_k, static_argnums=1)
 
 
+_holds_nan = jax.jit(lambda x: jnp.isnan(x).any())
+
+
 def _without_nan(scores: Array) -> Array:
     """``scores``, refused where they can be seen to hold NaN, which ranks highest."""
-    if not isinstance(scores, jax.core.Tracer) and bool(jnp.isnan(scores).any()):
+    if not isinstance(scores, jax.core.Tracer) and bool(_holds_nan(scores)):
         raise NotFiniteError("the bank must be finite; a score against it is NaN")
     return scores
 
@@ -307,3 +313,39 @@ def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET
     size = max(1, min(bank.shape[0], budget // per_row))
     lse, mean = _softmax_mean_compiled(z, bank, jnp.asarray(temperature, z.dtype), size)
     return lse, mean
+
+
+# Chains of small calls -------------------------------------------------------------------------------------------
+
+# Outside of a jit XLA compiles each shape of each call by itself, in some 30 ms; so it is done for a chain at once.
+for _chain in (
+    kernels.along,
+    kernels.falling,
+    kernels.rows_at,
+    kernels.entries,
+    kernels.votes,
+    kernels.softmax_ratio,
+    kernels.inverse_norm,
+    kernels.mean_of_equals,
+):
+    _override(_chain)(jax.jit(_chain.reference))
+_override(votes)(jax.jit(votes.reference, static_argnums=3))
+
+
+_all_finite = jax.jit(lambda x: jnp.isfinite(x).all())
+
+
+@_override(numbered)
+def _numbered(labels: Array) -> Pair:
+    """By NumPy, for how many classes there are is to be seen anyhow."""
+    if not labels.sharding.is_fully_replicated:
+        return numbered.reference(labels)
+    there, place = np.unique(np.asarray(labels), return_inverse=True)
+    found: Pair = jax.device_put((there, place.astype(np.int32)), labels.sharding)
+    return found
+
+
+@_override(kernels.finite)
+def finite(x: Array) -> bool:
+    """One program, and a look at its answer."""
+    return bool(_all_finite(x))

@@ -169,6 +169,7 @@ def bytes_per_query(k: int, n_classes: int) -> int:
     return 64 * (k + 1) + 24 * n_classes
 
 
+@kernels.Kernel
 def votes(scores: Array, indices: Array, labels: Array, n_classes: int, temperature: float) -> Array:
     """Votes of the neighbours for each class, the nearest one's being 1: (Q, k), (Q, k), (N,) -> (Q, n_classes).
 

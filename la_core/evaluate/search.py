@@ -70,6 +70,7 @@ def labelled(
     return xp, bank, unit(kernels.like(asked, bank))
 
 
+@kernels.Kernel
 def numbered(labels: Array) -> tuple[Array, Array]:
     """The classes that occur, rising (C,), and the place of each label among them (N,), for there may be gaps."""
     xp = array_namespace(labels)
