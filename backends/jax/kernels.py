@@ -317,7 +317,7 @@ def softmax_mean(z: Array, bank: Array, temperature: float, budget: int = BUDGET
 
 # Chains of small calls -------------------------------------------------------------------------------------------
 
-# Outside of a jit XLA compiles each shape of each call by itself, in some 30 ms; so it is done for a chain at once.
+# Outside of a jit XLA compiles each call for each shape, in tens of milliseconds: here for a chain of calls at once.
 for _chain in (
     kernels.along,
     kernels.falling,
