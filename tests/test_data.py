@@ -81,7 +81,7 @@ def law_a_batch_is_its_samples_one_by_one(side):
     one_by_one = {i: data.load(some, [i], view, *keys) for i in range(6)}
     for n in (0, 1, 5, loading.AT_ONCE, loading.AT_ONCE + 1, 2 * loading.AT_ONCE):
         order = draw.integers(6, size=n)
-        groups = [len(group) for group in loading._groups(some, order, loading.AT_ONCE)]
+        groups = [len(group) for group in loading._groups(some, order)]
         assert sum(groups) == n
         assert max(groups, default=1) <= (loading.AT_ONCE if side == 4 else 1)
         if n:
@@ -96,7 +96,7 @@ def test_a_batch_is_its_samples_one_by_one_however_many_are_taken_at_once(side):
 
 @pytest.mark.parametrize("key", [None, (3, 1)], ids=str)
 def test_a_view_that_fails_among_others_is_named(key):
-    """Views of ours are made a group at a time; those of others one by one, each once."""
+    """Views of images are made a group at a time; those of others one by one, each once."""
     images = [np.zeros((4, 4), np.uint8) for _ in range(loading.AT_ONCE)]
     images[5] = images[9] = np.zeros((4, 4, 5), np.uint8)  # of five channels
     some = data.samples(images)

@@ -26,6 +26,7 @@ import la_core
 from la_core import Callback, evaluate, health, kernels, shards
 from la_core.bank import State, random_rows, update
 from la_core.errors import BackendError, LaCoreError, SettingsError
+from la_core.evaluate.search import numbered
 from la_core.objectives import local_aggregation_terms
 
 pytest.importorskip("flax")
@@ -368,6 +369,21 @@ def law_a_device_gives_what_the_model_says(size):
 @pytest.mark.parametrize("size", [2, 8])
 def test_a_device_gives_what_the_model_says(warm, size):
     warm("law_a_device_gives_what_the_model_says", size)
+
+
+def law_classes_are_numbered_wherever_they_are():
+    labels = np.array([5, 0, 900, 5, 2, 0, 5, 5], np.int32)
+    every = jax.sharding.Mesh(np.array(jax.devices()), ("rows",))
+    for sharding in (jax.sharding.SingleDeviceSharding(jax.devices()[1]), jax.sharding.NamedSharding(every, jax.P())):
+        given = jax.device_put(labels, sharding)
+        found, place = numbered(given)
+        np.testing.assert_array_equal(np.asarray(found), [0, 2, 5, 900])
+        np.testing.assert_array_equal(np.asarray(found)[np.asarray(place)], labels)
+        assert found.devices() == place.devices() == given.devices()
+
+
+def test_classes_are_numbered_wherever_they_are(warm):
+    warm("law_classes_are_numbered_wherever_they_are")
 
 
 def law_the_encoder_is_divided(batch, size):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from la_core.data.sources import Samples
 from la_core.errors import DataError
 from la_core.kernels import CACHE
 from la_core.randomness import generator
-from la_core.views import ImageView, View
+from la_core.views import Begun, ImageView, View
 
 
 def batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarray]:
@@ -32,9 +33,8 @@ def batches(n: int, batch_size: int, *, seed: int, epoch: int) -> list[np.ndarra
 
 Key = tuple[int, int]
 """(seed, epoch): with the sample, all that a random view depends on."""
-Begin = Callable[[Sequence[np.ndarray], Sequence[np.random.Generator] | None], list[Any]]
-"""Of some samples the views that their generators draw, or the evaluation views, up to what is done for a batch."""
-Finish = Callable[[list[Any]], np.ndarray]
+Group = list[tuple[int, np.ndarray]]
+"""Samples with their numbers."""
 
 
 def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: Key | None) -> np.ndarray:
@@ -47,11 +47,14 @@ def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: 
     DataError
         A sample cannot be read, or its view cannot be made: names it. The views of a batch differ in shape.
     """
-    most, begin, finish = _steps(view)
+    begin: Callable[[Group, Key | None], list[Any]] = partial(_one_by_one, view)
+    finish: Callable[[list[Any]], np.ndarray] = np.stack
+    if isinstance(view, ImageView) and type(view).__call__ is ImageView.__call__:  # a class of yours may do otherwise
+        begin, finish = partial(_together, view), view.finish
     views: list[list[Any]] = [[] for _ in keys or (None,)]
-    for group in _groups(data, indices, most):
+    for group in _groups(data, indices):
         for key, rows in zip(keys or (None,), views, strict=True):
-            rows += _begun(begin, group, key)
+            rows += begin(group, key)
     rows = [row for of_a_key in views for row in of_a_key]
     try:
         return finish(rows)
@@ -65,42 +68,50 @@ def load(data: Samples, indices: Sequence[int] | np.ndarray, view: View, *keys: 
         ) from None
 
 
-def _steps(view: View) -> tuple[int, Begin, Finish]:
-    """Most samples of a group, how its views are begun, and how those of a batch are finished."""
-    if isinstance(view, ImageView) and type(view).__call__ is ImageView.__call__:  # a class of yours may do otherwise
-        return AT_ONCE, view.begin, view.finish
-    return 1, lambda samples, rngs: [view(samples[0], None if rngs is None else rngs[0])], np.stack
+def _together(view: ImageView, group: Group, key: Key | None) -> list[Begun]:
+    """Views of a group, begun; where one fails, each by itself, so that the error can name the sample."""
 
+    def alone(sample: np.ndarray, rng: np.random.Generator | None) -> Begun:
+        return view.begin([sample], None if rng is None else [rng])[0]
 
-def _begun(begin: Begin, group: list[tuple[int, np.ndarray]], key: Key | None) -> list[Any]:
-    """Views of a group; where one fails, each by itself, so that the error can name the sample."""
-    rngs = None if key is None else [generator(key[0], "view", key[1], i) for i, _ in group]
     try:
-        return begin([sample for _, sample in group], rngs)
-    except Exception as error:
-        if len(group) > 1:
-            return [view for one in group for view in _begun(begin, [one], key)]
-        i, sample = group[0]
-        raise DataError(f"the view of sample {i} {sample.shape} {sample.dtype} failed: {error}") from error
+        return view.begin([sample for _, sample in group], None if key is None else _generators(group, key))
+    except Exception:
+        return _one_by_one(alone, group, key)
+
+
+def _one_by_one(view: Callable[..., Any], group: Group, key: Key | None) -> list[Any]:
+    rngs = [None] * len(group) if key is None else _generators(group, key)
+    rows = []
+    for (i, sample), rng in zip(group, rngs, strict=True):
+        try:
+            rows.append(view(sample, rng))
+        except Exception as error:
+            raise DataError(f"the view of sample {i} {sample.shape} {sample.dtype} failed: {error}") from error
+    return rows
+
+
+def _generators(group: Group, key: Key) -> list[np.random.Generator]:
+    return [generator(key[0], "view", key[1], i) for i, _ in group]
 
 
 AT_ONCE = 16
 """Most samples of a group."""
 
 
-def _groups(data: Samples, indices: Sequence[int] | np.ndarray, most: int) -> Iterator[list[tuple[int, np.ndarray]]]:
+def _groups(data: Samples, indices: Sequence[int] | np.ndarray) -> Iterator[Group]:
     """Samples with their numbers, some at a time: a step of loading is done for all of a group before the next begins.
 
     Of small images it then takes half the time, for its instructions are still in the processor's cache. Of large ones
     a group has only as many as fill that.
     """
-    group: list[tuple[int, np.ndarray]] = []
+    group: Group = []
     size = 0
     for i in map(int, indices):
         sample = data[i]
         group.append((i, sample))
         size += sample.nbytes
-        if len(group) == most or size > CACHE:
+        if len(group) == AT_ONCE or size > CACHE:
             yield group
             group, size = [], 0
     if group:
