@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -25,13 +24,35 @@ SHARED = 2**22
 GATHERED = 2**23
 """Numbers in the rows that a weighted sum gathers, from which on it does, too."""
 
-APART, SHARE = 2**24, 32
-"""Scores of a batch against a bank, up to which threads do better apart than with a search that they share; and rows
-of the batch that each should have at least."""
+Crew: TypeAlias = Callable[[bool], AbstractContextManager[tuple[int, Map]]]
+"""Threads, as :func:`la_core.backends.threads.pool` gives them."""
+
+FEWEST, APART, SHARE = 2**20, 2**24, 32
+"""Scores of a batch against a bank, from which on it pays to begin threads, and up to which these do better apart than
+with a search that they share; and rows of the batch that each should have at least."""
+
+
+def apart(
+    crew: Crew, work: Callable[[slice, int], tuple[Array, ...]], batch: int, n: int, k: int, budget: int
+) -> tuple[Array, ...]:
+    """What ``work(rows, budget)`` makes of the rows of a batch, k of n for each; of many by threads with some each.
+
+    A search that threads share has three points at which they wait for each other, and what comes after it is one
+    thread's in NumPy. In PyTorch it wakes others, which can take longer than the work itself.
+    """
+    most, scores = batch // SHARE, n * batch
+    pays = most > 1 and scores >= FEWEST and (scores <= APART or not scan.pays(n, k))
+    with crew(pays) as (count, each):
+        if not pays or count == 1:
+            return work(slice(0, batch), budget)
+        shares = threads.shares(batch, min(count, most))
+        parts = list(each(lambda rows: work(rows, budget // len(shares)), shares))
+    concat = array_namespace(parts[0][0]).concat
+    return tuple(map(concat, zip(*parts, strict=True)))
 
 
 def aggregate(
-    crew: Callable[[bool], AbstractContextManager[tuple[int, Map]]],
+    crew: Crew,
     v: Array,
     bank: Array,
     labels: Array,
@@ -41,27 +62,16 @@ def aggregate(
     budget: int,
     **settings: Any,
 ) -> tuple[Array, Array, Array]:
-    """The reference; of a large batch beside a small bank, by threads each of which takes some rows all the way.
+    """The reference, by threads each of which takes some rows all the way: no row depends on another."""
 
-    No row depends on another. A search that threads share has three points at which they wait for each other, and what
-    comes after it is one thread's in NumPy. In PyTorch it wakes others, which can take longer than the work itself.
-    """
-
-    def some(rows: slice, budget: int) -> tuple[Array, Array, Array]:
-        return objectives.aggregate.reference(
+    def work(rows: slice, budget: int) -> tuple[Array, ...]:
+        found: tuple[Array, ...] = objectives.aggregate.reference(
             *(v[rows], bank, labels, indices[rows]), n_background=n_background, budget=budget, **settings
         )
+        return found
 
-    (batch, _), n = v.shape, bank.shape[0]
-    most = batch // SHARE
-    pays = most > 1 and n * batch <= APART and scan.pays(n, n_background)
-    with crew(pays) as (count, each):
-        if not pays or count == 1:
-            return some(slice(0, batch), budget)
-        shares = threads.shares(batch, min(count, most))
-        loss, pull, n_close = zip(*each(partial(some, budget=budget // len(shares)), shares), strict=True)
-    concat = array_namespace(v).concat
-    return concat(loss), concat(pull), concat(n_close)
+    loss, pull, n_close = apart(crew, work, v.shape[0], bank.shape[0], n_background, budget)
+    return loss, pull, n_close
 
 
 def votes(labels: np.ndarray, indices: np.ndarray, neighbours: np.ndarray) -> np.ndarray:

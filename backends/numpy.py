@@ -21,15 +21,19 @@ kernels.top_k.override("numpy")(top_k)
 @kernels.nearest.override("numpy")
 def nearest(z: Array, bank: Array, k: int, budget: int = kernels.BUDGET) -> tuple[Array, Array]:
     """A scan with a threshold, of a large bank. OpenBLAS gives the scores of a row together in less time."""
+
+    def reference(queries: Any, budget: int = budget) -> Any:
+        return kernels.nearest.reference(z[queries], bank, k, budget)
+
     if not pays(bank.shape[0], k):
-        return kernels.nearest.reference(z, bank, k, budget)
+        return host.apart(threads.pool, reference, z.shape[0], bank.shape[0], k, budget)
     task = Task(
         lambda queries, rows, out: _product(z[queries], bank[rows], out),
         *(z.shape[0], bank.shape[0], k, z.dtype),
         by_row=True,
     )
     with threads.pool() as (count, each):
-        return scan(task, lambda queries: kernels.nearest.reference(z[queries], bank, k, budget), budget, count, each)
+        return scan(task, reference, budget, count, each)
 
 
 objectives.aggregate.override("numpy")(partial(host.aggregate, threads.pool))

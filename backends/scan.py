@@ -41,10 +41,13 @@ Screen: TypeAlias = Callable[[slice, Above, int], Above]
 
 SAMPLE, STRIDES = 16_384, (16, 64)
 """Rows of the sample that the first threshold is taken from, and limits of the stride that this gives."""
-LEAST, SHARE = 16_384, 8
+LEAST, SHARE = 65_536, 16
 """Rows of a bank, and how many times as many as are wanted, from which on a scan is faster than the reference."""
-QUERIES, FAST, FEW = 256, 64, 16
-"""Most queries in a pass over the bank; as many as keep a product fast; and fewest before parts are given up."""
+LONG, DENSE = 8192, 8
+"""Scores of a query, and how many times as many as are wanted, from which on those that exceed a guess are selected
+from, and not all."""
+QUERIES, FEW = 256, 16
+"""Most queries in a pass over the bank, and fewest before parts are given up."""
 SCORES, ROWS = 2**19, 1024
 """Of a block: about what is still in a core's cache when it is compared; and fewest rows."""
 
@@ -124,7 +127,7 @@ def _cut(task: Task, budget: int, parts: int) -> tuple[int, int, int]:
 
     passes = -(-task.n_queries // QUERIES)
     together = -(-task.n_queries // passes)
-    while together > FAST and needed(together, rows_at_once(together), parts) > budget:
+    while together > kernels.FAST and needed(together, rows_at_once(together), parts) > budget:
         passes += 1
         together = -(-task.n_queries // passes)
     rows = rows_at_once(together)
@@ -145,8 +148,7 @@ def exactly(task: Task, size: int) -> Above:
         shape = (width, n_queries) if by_row else (n_queries, width)
         block, passed = (x[: n_queries * width].reshape(shape) for x in (room, marks))
         task.products(slice(0, n_queries), rows, block.T if by_row else block)
-        np.less_equal(block, threshold.T if by_row else threshold, out=passed)
-        np.logical_not(passed, out=passed)  # so that NaN passes
+        _exceeds(block, threshold.T if by_row else threshold, out=passed)
         flat = np.flatnonzero(passed)
         if not by_row:
             return flat, np.take(block, flat)
@@ -184,27 +186,72 @@ def _search(task: Task, above: Callable[[], Above], size: int, parts: int, each:
 
 
 def top_k(x: np.ndarray, k: int) -> Pair:
-    """Select the k-th largest value, then keep what reaches it: faster than a selection of indices."""
-    flat = _reaching(x, k)
-    return np.take(x, flat), flat - x.shape[1] * np.arange(len(x))[:, None]
+    """Select the k-th largest value, then keep what reaches it: faster than a selection of indices.
+
+    Some rows at a time, which are still in the cache when what reaches it is looked for.
+    """
+    n = x.shape[1]
+    values, columns = np.empty((len(x), k), x.dtype), np.empty((len(x), k), np.int64)
+    best = _best_above_a_guess if n >= max(LONG, DENSE * k) else _reaching
+    for some in kernels.blocks(len(x), 2 * kernels.CACHE // (n * x.itemsize)):
+        flat = best(x[some], k)
+        np.take(x[some], flat, out=values[some], mode="clip")  # "raise" would take apart first
+        np.subtract(flat, n * np.arange(len(flat))[:, None], out=columns[some])
+    return values, columns
 
 
 def _reaching(x: np.ndarray, k: int) -> np.ndarray:
     """Where the k largest of every row are in the flat array: (B, k)."""
     n = x.shape[1]
     threshold = np.partition(x, n - k, axis=1)[:, n - k, None]
-    reach = x >= threshold
-    flat = np.flatnonzero(reach)
+    flat = _where(np.greater_equal, x, threshold, k * len(x))
     # k of each row: as many as that in all, and of every k in turn the first and the last lie in the row.
     ends = n * np.arange(len(x))
     if flat.size == k * len(x) and (flat[::k] >= ends).all() and (flat[k - 1 :: k] < ends + n).all():
         return flat.reshape(-1, k)
+    reach = x >= threshold
     surplus = np.count_nonzero(reach, axis=1) - k
     if surplus.min() < 0:  # NaN ranks highest, and nothing reaches it
         raise NotFiniteError("the bank must be finite; a score against it is NaN")
     for i in np.flatnonzero(surplus):  # more equals at the k-th place than places: the last ones go
         reach[i, np.flatnonzero(x[i] == threshold[i])[-surplus[i] :]] = False
     return np.flatnonzero(reach).reshape(-1, k)
+
+
+def _best_above_a_guess(x: np.ndarray, k: int) -> np.ndarray:
+    """The same for long rows, in which only what exceeds a guess is selected from, as in a scan.
+
+    All of a row is, where a guess was too high or not just k reach the k-th.
+    """
+    batch, n = x.shape
+    flat = _where(_exceeds, x, _below(x[:, :: stride(n)], n, k)[:, None], k * batch)
+    values, ends = np.take(x, flat), np.searchsorted(flat, n * np.arange(batch + 1))
+    counts = np.diff(ends)
+    if counts.min() >= k:
+        threshold = [np.partition(few, len(few) - k)[len(few) - k] for few in np.split(values, ends[1:-1])]
+        kept = np.flatnonzero(values >= np.repeat(np.asarray(threshold, x.dtype), counts))
+        if (np.searchsorted(kept, ends) == k * np.arange(batch + 1)).all():
+            return np.take(flat, kept).reshape(batch, k)
+    return _reaching(x, k)
+
+
+def _where(test: Callable[..., object], x: np.ndarray, bound: np.ndarray, likely: int) -> np.ndarray:
+    """Places in the flat array, of ``likely`` so many, where ``test(x, bound)``.
+
+    Where more than a tenth is marked, NumPy writes down every place and goes on if it was. Where less is, it goes from
+    mark to mark, which takes longer down to a twenty-fourth. So a tenth is, with marks that are put behind.
+    """
+    more = max(0, x.size // 9 + 1 - likely) if 24 * likely > x.size else 0
+    marks = np.ones(x.size + more, bool)
+    test(x, bound, out=marks[: x.size].reshape(x.shape))
+    flat = np.flatnonzero(marks)
+    return flat[: flat.size - more]
+
+
+def _exceeds(x: np.ndarray, bound: np.ndarray, out: np.ndarray) -> None:
+    """So does what cannot be compared, NaN."""
+    np.less_equal(x, bound, out=out)
+    np.logical_not(out, out=out)
 
 
 def stride(n: int) -> int:
@@ -222,14 +269,16 @@ def rank(n: int, k: int) -> int:
 
 
 def _guess(task: Task, queries: slice) -> np.ndarray:
-    """Just below the score of that rank in the sample."""
-    n, k, dtype = task.n, task.k, task.dtype
-    sampled = -(-n // stride(n))
-    place = sampled - rank(n, k)
-    sample = np.empty((queries.stop - queries.start, sampled), dtype)
+    n = task.n
+    sample = np.empty((queries.stop - queries.start, -(-n // stride(n))), task.dtype)
     task.products(queries, slice(0, n, stride(n)), sample)
-    sample.partition(place, axis=1)
-    below: np.ndarray = np.nextafter(sample[:, place], -np.inf, dtype=dtype)
+    return _below(sample, n, task.k)
+
+
+def _below(sample: np.ndarray, n: int, k: int) -> np.ndarray:
+    """Just below the score of that rank in the sample."""
+    place = sample.shape[1] - rank(n, k)
+    below: np.ndarray = np.nextafter(np.partition(sample, place, axis=1)[:, place], -np.inf, dtype=sample.dtype)
     return below
 
 

@@ -29,6 +29,9 @@ BUDGET = 64 * 2**20
 CACHE = 2**20
 """Bytes that are sure to stay in a core's cache: blocks that are read twice are kept below it."""
 
+FAST = 64
+"""As many rows of a product as keep it fast, if the other side is read for each so many again."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -117,6 +120,11 @@ def blocks(n: int, size: int) -> Iterator[slice]:
     """Slices of at most ``size`` that cover ``range(n)``."""
     size = max(1, min(size, n))
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def evenly(n: int, size: int) -> Iterator[slice]:
+    """The same, as few as can be and about equal."""
+    return blocks(n, -(-n // max(1, -(-n // max(1, size)))))
 
 
 @Kernel
@@ -216,9 +224,11 @@ def nearest(z: Array, bank: Array, k: int, budget: int = BUDGET) -> tuple[Array,
     """
     xp = array_namespace(z, bank)
     per_score = 2 * itemsize(z) + 2
-    queries = budget // (per_score * max(4 * k, 1024))
+    # As many queries as there is room for against the whole bank; at least a few, against a part of it at a time.
+    whole = (budget // bank.shape[0] - widened(bank)) // per_score
+    few = min(FAST, budget // (per_score * max(4 * k, 1024)))
     answers = []
-    for some in blocks(z.shape[0], queries):
+    for some in evenly(z.shape[0], max(whole, few)):
         query = z[some, :]
         scores, indices = None, None
         for rows in blocks(bank.shape[0], budget // (per_score * query.shape[0] + widened(bank))):

@@ -15,8 +15,8 @@ from variants import ACROSS, NUMPY, STRICT, TORCH, assert_close, assert_same
 
 import la_core
 from la_core import kernels
-from la_core.backends import host
-from la_core.backends.torch.kernels import top_k_of_torch
+from la_core.backends import host, scan
+from la_core.backends.torch import kernels as torch_kernels
 
 KERNELS = {name: kernel for name, kernel in vars(kernels).items() if isinstance(kernel, kernels.Kernel)}
 LIBRARIES = {"numpy": NUMPY, "torch": TORCH}
@@ -90,8 +90,81 @@ def call(kernel, variant, args, dtype):
 def test_selection_by_torch_itself_equals_its_reference(seed):
     """What answers on a GPU; on a CPU NumPy does."""
     x, k = arguments("top_k", np.random.default_rng(seed), integers=True)
-    for ours, theirs in zip(top_k_of_torch(torch.from_numpy(x), k), kernels.top_k.reference(x, k), strict=True):
+    for ours, theirs in zip(
+        torch_kernels.top_k_of_torch(torch.from_numpy(x), k), kernels.top_k.reference(x, k), strict=True
+    ):
         assert_same(ours.numpy(), theirs)
+
+
+def law_the_best_are_the_reference(variant, seed):
+    """Of long rows some at a time, with ties and without, whether a guess is right, too high, or not made."""
+    rng = np.random.default_rng(seed)
+    k, batch = int(rng.integers(1, 40)), int(rng.integers(1, 12))
+    n = int(rng.integers(k, 40 * k)) + 100
+    x = rng.integers(0, rng.choice([3, 10**6]), (batch, n)).astype(np.float32)
+    x[rng.random(batch) < 0.3] *= np.arange(n) % 3 == 0  # so that a sample sees these alone
+    with (
+        mock.patch.object(kernels, "CACHE", 3 * n * x.itemsize // 2),  # three rows
+        mock.patch.multiple(scan, LONG=100, STRIDES=(3, 3), DENSE=rng.choice([2, 8])),
+    ):
+        found = call(kernels.top_k, variant, (x, k), np.float32)
+    for ours, theirs in zip(found, kernels.top_k.reference(x, k), strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("variant", LIBRARIES.values(), ids=str)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_the_best_are_the_reference(variant, seed):
+    law_the_best_are_the_reference(variant, seed)
+
+
+def test_a_guess_is_right_more_often_than_not_and_what_it_leaves_is_little():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((20, 50_000)).astype(np.float32)
+    with mock.patch.object(scan, "_reaching", side_effect=AssertionError):
+        kernels.top_k(x, 4096)
+    exceeding = (x > scan._below(x[:, :: scan.stride(50_000)], 50_000, 4096)[:, None]).sum(axis=1)
+    assert (exceeding < 1.5 * 4096).all()
+
+
+def law_a_bank_read_by_stretches_is_the_reference(seed, dtype=np.float32):
+    """To the bit on integers: of rows that rise and not, of stretches that do not divide the bank or have nothing."""
+    rng = np.random.default_rng(seed)
+    batch, k, n, dim = (int(rng.choice(few)) for few in ((2, 9), (40, 64), (11, 32), (1, 5)))
+    indices = rng.integers(0, rng.choice([1, n // 2, n]), (batch, k)).astype(rng.choice([np.int32, np.int64]))
+    if rng.random() < 0.5:
+        indices.sort(axis=1)
+    weights, bank = (integer_rows(rng.integers(2**32), *shape).astype(dtype) for shape in ((batch, k), (n, dim)))
+    taken = []
+    by_stretches = torch_kernels._by_stretches
+
+    def counting(*args):
+        taken.append(args)
+        return by_stretches(*args)
+
+    with (
+        mock.patch.object(torch_kernels, "STRETCH", max(1, bank.nbytes // 4)),
+        mock.patch.object(torch_kernels, "_by_stretches", counting),
+    ):
+        (found,) = call(kernels.weighted_rows, TORCH, (weights, bank, indices), dtype)
+    assert taken
+    assert_same(found, kernels.weighted_rows.reference(weights, bank, indices))
+
+
+@every_dtype
+@given(seed=st.integers(0, 2**32 - 1))
+def test_a_bank_read_by_stretches_is_the_reference(dtype, seed):
+    law_a_bank_read_by_stretches_is_the_reference(seed, dtype)
+
+
+@pytest.mark.parametrize(("n", "size"), [(0, 3), (1, 1), (7, 3), (9, 3), (10, 4), (5, 9), (5, 0)])
+def test_even_blocks_are_as_few_and_cover_all(n, size):
+    few = list(kernels.evenly(n, size))
+    assert [i for some in few for i in range(n)[some]] == list(range(n))
+    lengths = [some.stop - some.start for some in few]
+    assert len(few) == len(list(kernels.blocks(n, size)))
+    assert max(lengths, default=0) <= max(1, size)
+    assert max(lengths, default=0) - min(lengths, default=0) <= len(few)
 
 
 def test_every_override_has_a_variant_and_every_kernel_arguments():

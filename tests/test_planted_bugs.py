@@ -89,6 +89,9 @@ means = on_seeds(test_clusters.law_centroids_are_means_at_the_fixed_point)
 nearest_centroid = on_seeds(test_clusters.law_every_row_is_with_its_nearest_centroid)
 ratio = on_seeds(lambda variant, seed: test_kernels.law_the_fast_ratio_is_the_reference(seed))
 
+ties_and_nan = on_seeds(test_scan.law_ties_do_not_make_up_for_a_nan)
+best = on_seeds(test_kernels.law_the_best_are_the_reference)
+stretches = on_seeds(lambda variant, seed: test_kernels.law_a_bank_read_by_stretches_is_the_reference(seed))
 one_exponential = on_seeds(lambda variant, seed: test_kernels.law_one_exponential_is_enough(seed))
 
 WEIGHTS = "mass / total - close_mass / close_total"
@@ -101,6 +104,10 @@ BUGS = (
     Bug("cotangent of the sum, not the mean", objectives.aggregate.reference, "(temperature * batch)", "temperature", derivative),
     Bug("cotangent without the temperature", objectives.aggregate.reference, "(temperature * batch)", "batch", derivative),
     Bug("cotangent of the mean over a share", objectives.aggregate.reference, "(temperature * batch)", "(temperature * v.shape[0])", shared),
+    Bug("every share is the first", host.apart, "lambda rows: work(rows,", "lambda rows: work(slice(0, rows.stop - rows.start),", on_seeds(test_threads.law_shares_of_a_search_are_the_whole)),
+    Bug("places among the first of all rows", scan.top_k, "n * np.arange(len(flat))", "0 * np.arange(len(flat))", best),
+    Bug("as many in all are as many in each", scan._best_above_a_guess, "(np.searchsorted(kept, ends) == k * np.arange(batch + 1)).all()", "kept.size == k * batch", ties_and_nan),
+    Bug("a stretch forgotten", torch_kernels._by_stretches, "cuts[1:].ravel()", "np.maximum(cuts[1:] - 1, cuts[:-1]).ravel()", stretches, (TORCH,)),
     Bug("a share with the samples of another", host.aggregate, "indices[rows]", "indices[: v[rows].shape[0]]", shared),
     Bug("cotangent not through the unit length", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", derivative),
     Bug("cotangent along z", objectives._through_unit, "(pull - ", "(pull - 0.0 * ", scaling),
@@ -124,7 +131,7 @@ BUGS = (
     Bug("outside of C is infinite", torch_kernels.softmax_ratio, ".clamp_(max=0.0)", "", ratio, (TORCH,)),
     Bug("gradient without C", torch_kernels.softmax_ratio, ".mul_(some)", "", ratio, (TORCH,)),
     Bug("C with the peak of B", torch_kernels.softmax_ratio, "s.masked_fill(~mask, -torch.inf)", "s", ratio, (TORCH,)),
-    Bug("a row without its k goes unseen", scan._reaching, "(flat[::k] >= ends).all() and (flat[k - 1 :: k] < ends + n).all()", "n", on_seeds(test_scan.law_ties_do_not_make_up_for_a_nan)),
+    Bug("a row without its k goes unseen", scan._reaching, "(flat[::k] >= ends).all() and (flat[k - 1 :: k] < ends + n).all()", "n", ties_and_nan),
     Bug("sorted the wrong way", torch_kernels.falling, "[:, ::-1]", "", on_seeds(test_kernels.law_rows_are_sorted), (TORCH,)),
     Bug("the farthest centroid on a CPU", host.assign, "np.argmax(", "np.argmin(", nearest_centroid, (NUMPY, TORCH)),
     Bug("a group's views by one generator", views.ImageView.begin, "self._draw(sample.shape, rng)", "self._draw(sample.shape, rngs[0])", lambda _: test_data.law_a_batch_is_its_samples_one_by_one(4), (NUMPY,)),

@@ -18,7 +18,8 @@ from strategies import Case, cases, integer_rows, unit_rows
 from variants import ACROSS, EXACT, NUMPY, TORCH, assert_close, assert_same
 
 from la_core import kernels, lists, objectives, tiles
-from la_core.backends import host, scan, threads
+from la_core.backends import host, threads
+from la_core.backends.torch import kernels as torch_kernels
 from la_core.bank import unit
 
 HOSTS = pytest.mark.parametrize("variant", [NUMPY, TORCH], ids=str)
@@ -205,7 +206,7 @@ def law_shares_of_a_batch_are_the_whole(variant, case, through_lists=False):
     if through_lists:
         settings["probes"] = m = int(case.labels.max()) + 1
         settings["lists"] = lists.lists(there.state.bank, there.state.labels, m)
-    with mock.patch.object(host, "SHARE", 2), mock.patch.object(scan, "pays", return_value=True):
+    with mock.patch.multiple(host, SHARE=2, FEWEST=0):
         found = host.aggregate(several, *args, **settings)
     for ours, theirs in zip(found, objectives.aggregate.reference(*args, **settings), strict=True):
         assert_close(variant.to_host(ours), variant.to_host(theirs), EXACT, 1.0)
@@ -221,6 +222,28 @@ def test_shares_of_a_batch_are_the_whole(variant, case):
 @given(case=cases(batch=7, n=33))
 def test_shares_of_a_batch_through_lists_are_the_whole(variant, case):
     law_shares_of_a_batch_are_the_whole(variant, case, through_lists=True)
+
+
+def law_shares_of_a_search_are_the_whole(variant, seed):
+    """To the bit, for scores of whole numbers are exact however they are added."""
+    rng = np.random.default_rng(seed)
+    k = int(rng.integers(1, 30))
+    z, bank = (integer_rows(rng.integers(2**32), n, 3).astype(np.float64) for n in (7, 30))
+    there = [variant.asarray(x) for x in (z, bank)]
+    with (
+        mock.patch.multiple(host, SHARE=2, FEWEST=0),
+        mock.patch.object(threads, "pool", several),
+        mock.patch.object(torch_kernels, "_threads", several),
+    ):
+        found = kernels.nearest(*there, k)
+    for ours, theirs in zip(found, kernels.nearest.reference(z, bank, k), strict=True):
+        assert_same(variant.to_host(ours), theirs)
+
+
+@HOSTS
+@given(seed=st.integers(0, 2**32 - 1))
+def test_shares_of_a_search_are_the_whole(variant, seed):
+    law_shares_of_a_search_are_the_whole(variant, seed)
 
 
 @HOSTS
@@ -247,7 +270,7 @@ def test_at_its_own_size_a_step_is_made_in_shares(variant):
         mock.patch.object(objectives.aggregate, "reference", counting),
     ):
         shared = terms()
-        with mock.patch.object(host, "APART", 0):
+        with mock.patch.object(host, "SHARE", 200):
             together = terms()
     assert sorted(taken) == [100, 100, 200]
     for ours, theirs in zip(shared, together, strict=True):

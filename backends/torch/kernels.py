@@ -23,6 +23,9 @@ from la_core.backends.torch import screen
 from la_core.backends.torch.small import by_numpy
 from la_core.errors import NotFiniteError
 
+STRETCH = 4 * kernels.CACHE
+"""Bytes of the bank that stay in a cache while weighted sums over them are made."""
+
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -214,15 +217,47 @@ def softmax_ratio(s: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 @kernels.weighted_rows.override("torch")
 @_full_precision
 def weighted_rows(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
-    """One fused gather and sum: (B, k, D) is never built."""
+    """One fused gather and sum: (B, k, D) is never built.
+
+    On a CPU a bank that no cache holds is gone through once for all sums, if they name its rows more often than that.
+    """
     total: Tensor
     if bank.dtype is not weights.dtype:
         total = kernels.weighted_rows.reference(weights, bank, indices)
     elif _fused(bank, *weights.shape, bank.shape[1]) and not _differentiated(weights, bank):
         total = _triton.weighted_rows(weights, bank, indices)
+    elif _read_again(bank, indices) and not _differentiated(weights, bank):
+        total = _by_stretches(weights, bank, indices)
     else:
         total = functional.embedding_bag(indices, bank, per_sample_weights=weights, mode="sum")
     return total
+
+
+def _read_again(bank: Tensor, indices: Tensor) -> bool:
+    """Whether a bank on the CPU is larger than a cache and most of its rows are named several times."""
+    return bank.device.type == "cpu" and bank.nbytes >= 4 * STRETCH and indices.numel() >= 2 * bank.shape[0]
+
+
+def _by_stretches(weights: Tensor, bank: Tensor, indices: Tensor) -> Tensor:
+    """The sums over each stretch of the bank for all of the batch, then the next; in the end those of a row are added.
+
+    Where a row of indices rises what it has of a stretch lies together. Where not, its parts are other ones.
+    """
+    (batch, k), (n, dim) = indices.shape, bank.shape
+    starts = np.arange(0, n, max(1, STRETCH // (dim * bank.itemsize)))
+    cuts = np.full((batch, len(starts) + 1), k)
+    cuts[:, :-1] = [named.searchsorted(starts) for named in indices.numpy()]
+    cuts = (np.maximum.accumulate(cuts, axis=1) + k * np.arange(batch)[:, None]).T
+    ends = cuts[:-1].ravel(), cuts[1:].ravel()
+    parts = [slice(*both) for both in zip(*map(np.ndarray.tolist, ends), strict=True)]
+    named, shares = (
+        torch.from_numpy(np.concatenate([flat[part] for part in parts]))
+        for flat in (x.detach().reshape(-1).numpy() for x in (indices, weights))
+    )
+    sizes = torch.from_numpy(ends[1] - ends[0])
+    offsets = (sizes.cumsum(0) - sizes).to(named.dtype)
+    sums = functional.embedding_bag(named, bank, offsets, per_sample_weights=shares, mode="sum")
+    return sums.view(-1, batch, dim).sum(dim=0)
 
 
 def apply(function: Any, *args: Any) -> Any:
@@ -237,8 +272,15 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
             z, bank, k, lambda queries: kernels.nearest.reference(queries, bank, k, budget), budget
         )
         return scores, indices
-    if z.device.type != "cpu" or not pays(bank.shape[0], k):
+    if z.device.type != "cpu":
         return kernels.nearest.reference(z, bank, k, budget)
+    if not pays(bank.shape[0], k):
+
+        def work(queries: slice, budget: int) -> tuple[Tensor, Tensor]:
+            return kernels.nearest.reference(z[queries], bank, k, budget)
+
+        scores, indices = host.apart(_threads, work, z.shape[0], bank.shape[0], k, budget)
+        return scores, indices
 
     def reference(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         scores, indices = kernels.nearest.reference(z[torch.from_numpy(queries)], bank, k, budget)

@@ -40,7 +40,7 @@ def margin(z: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 def room(batch: int, dim: int) -> int:
     """Bytes of a screen, at most."""
-    size = scan.rows_at_once(min(batch, scan.FAST))  # the most rows, for the fewest queries
+    size = scan.rows_at_once(min(batch, kernels.FAST))  # the most rows, for the fewest queries
     return 2 * dim * size + 3 * max(scan.SCORES, scan.ROWS * scan.QUERIES) + kernels.CACHE
 
 
