@@ -144,10 +144,12 @@ def agreement(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[float, fl
     expectation estimated by one shuffle for each two numbers of clusters).
     """
     order = generator(0, "chance").permutation(len(pairs[0][0]))
+    once = {id(x): x for pair in pairs for x in pair}  # one labelling is in many pairs
+    many = {key: len(np.unique(x)) for key, x in once.items()}
     chance: dict[tuple[int, int], float] = {}
     both = []
     for a, b in pairs:
-        sizes = len(np.unique(a)), len(np.unique(b))
+        sizes = many[id(a)], many[id(b)]
         if sizes not in chance:
             chance[sizes] = nmi(a, b[order])
         both.append((nmi(a, b), chance[sizes]))

@@ -51,6 +51,18 @@ def test_the_law_sees_a_planted_bug(monkeypatch, name):
         law_scikit_learns_numbers(a, b % 5)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint8", ">i2", "int64", "uint64"])
+@pytest.mark.parametrize("low", ["least", "near 0", "most"])
+@pytest.mark.parametrize("span", [1, 30, 256])
+def test_close_integers_are_counted_to_what_sorting_gives(dtype, low, span):
+    limits = np.iinfo(dtype)
+    first = {"least": limits.min, "near 0": max(limits.min, -3), "most": max(limits.min, limits.max - span + 1)}[low]
+    few = np.random.default_rng(0).integers(0, min(span, limits.max - first + 1), 70)
+    ids = np.array([first + int(i) for i in few], dtype)
+    for ours, theirs in zip(module._unique(ids), np.unique(ids, return_inverse=True, return_counts=True), strict=True):
+        assert ours.tolist() == theirs.tolist()
+
+
 @given(both=labellings(), seed=st.integers(0, 2**32 - 1))
 def test_names_and_order_do_not_matter(both, seed):
     a, b = both

@@ -54,6 +54,10 @@ def purity(clusters: Any, classes: Any) -> float:
     return float(np.maximum.reduceat(both.cells, starts).sum() / both.cells.sum())
 
 
+CLOSE = 4
+"""Integers in a range of so many times as many are counted without being sorted."""
+
+
 class _Contingency(NamedTuple):
     cells: np.ndarray
     """(M,) how often each pair of labels occurs, only those that do, row by row: M <= N, however many labels."""
@@ -68,10 +72,26 @@ class _Contingency(NamedTuple):
 def _contingency(a: Any, b: Any) -> _Contingency:
     a = integers("the first labelling", a)
     b = integers("the second labelling", b, len(a), "sample of the first")
-    _, row, rows = np.unique(a, return_inverse=True, return_counts=True)
-    _, column, columns = np.unique(b, return_inverse=True, return_counts=True)
-    pair, cells = np.unique(row * len(columns) + column, return_counts=True)
+    _, row, rows = _unique(a)
+    _, column, columns = _unique(b)
+    pair, _, cells = _unique(row * len(columns) + column)
     return _Contingency(cells, pair // len(columns), rows, columns)
+
+
+def _unique(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of integers the different ones, rising; the place of each among them; and how often they occur.
+
+    As ``np.unique``, in a fraction of its time where they lie so close together that they need not be sorted.
+    """
+    least, most = int(ids.min()), int(ids.max())
+    if most - least >= CLOSE * len(ids) or not np.can_cast(ids.dtype, np.int64):
+        return np.unique(ids, return_inverse=True, return_counts=True)
+    near = ids.astype(np.int64) - least
+    counts = np.bincount(near)
+    present = np.flatnonzero(counts)
+    place = np.empty(len(counts), np.intp)
+    place[present] = np.arange(len(present))
+    return present + least, place[near], counts[present]
 
 
 def _entropy(counts: np.ndarray, n: int) -> float:
