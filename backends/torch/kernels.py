@@ -274,7 +274,8 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
         return scores, indices
     if z.device.type != "cpu":
         return kernels.nearest.reference(z, bank, k, budget)
-    if not pays(bank.shape[0], k):
+    low = screen.pays(z, bank, k)
+    if not low and not pays(bank.shape[0], k):
 
         def work(queries: slice, budget: int) -> tuple[Tensor, Tensor]:
             return kernels.nearest.reference(z[queries], bank, k, budget)
@@ -295,7 +296,7 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
     )
     with _threads() as (threads, each):
         room = threads * screen.room(*z.shape)
-        if screen.pays(z, bank, k) and 4 * room <= 3 * budget:
+        if low and 4 * room <= 3 * budget:
             found = scan.scan(task, reference, budget - room, threads, each, screened)
         else:
             found = scan.scan(task, reference, budget, threads, each)

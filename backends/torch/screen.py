@@ -17,8 +17,8 @@ from la_core import kernels
 from la_core.backends import low, scan
 from la_core.backends.scan import Above, Pair
 
-SHARE, QUERIES = 128, 32
-"""How many times as many rows as are wanted, and how many queries, from which on it is faster."""
+LEAST, SHARE, QUERIES = 16_384, 128, 32
+"""Rows of a bank, how many times as many as are wanted, and queries, from which on a scan with a screen is faster."""
 MANY = 32
 """Where more than one score in so many would be computed again, all are, in one product."""
 
