@@ -32,7 +32,7 @@ FEWEST, APART, SHARE = 2**20, 2**24, 32
 with a search that they share; and rows of the batch that each should have at least."""
 
 
-def apart(
+def in_shares(
     crew: Crew, work: Callable[[slice, int], tuple[Array, ...]], batch: int, n: int, k: int, budget: int
 ) -> tuple[Array, ...]:
     """What ``work(rows, budget)`` makes of the rows of a batch, k of n for each; of many by threads with some each.
@@ -70,7 +70,7 @@ def aggregate(
         )
         return found
 
-    loss, pull, n_close = apart(crew, work, v.shape[0], bank.shape[0], n_background, budget)
+    loss, pull, n_close = in_shares(crew, work, v.shape[0], bank.shape[0], n_background, budget)
     return loss, pull, n_close
 
 

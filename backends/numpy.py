@@ -26,7 +26,7 @@ def nearest(z: Array, bank: Array, k: int, budget: int = kernels.BUDGET) -> tupl
         return kernels.nearest.reference(z[queries], bank, k, budget)
 
     if not pays(bank.shape[0], k):
-        return host.apart(threads.pool, reference, z.shape[0], bank.shape[0], k, budget)
+        return host.in_shares(threads.pool, reference, z.shape[0], bank.shape[0], k, budget)
     task = Task(
         lambda queries, rows, out: _product(z[queries], bank[rows], out),
         *(z.shape[0], bank.shape[0], k, z.dtype),

@@ -203,16 +203,15 @@ def top_k(x: np.ndarray, k: int) -> Pair:
 def _reaching(x: np.ndarray, k: int) -> np.ndarray:
     """Where the k largest of every row are in the flat array: (B, k)."""
     n = x.shape[1]
-    threshold = np.partition(x, n - k, axis=1)[:, n - k, None]
+    best = np.partition(x, n - k, axis=1)[:, n - k :]  # the least of them first
+    if np.isnan(best).any():  # it ranks highest, and reaches nothing
+        raise NotFiniteError("the bank must be finite; a score against it is NaN")
+    threshold = best[:, :1]
     flat = _where(np.greater_equal, x, threshold, k * len(x))
-    # k of each row: as many as that in all, and of every k in turn the first and the last lie in the row.
-    ends = n * np.arange(len(x))
-    if flat.size == k * len(x) and (flat[::k] >= ends).all() and (flat[k - 1 :: k] < ends + n).all():
+    if flat.size == k * len(x):  # in no row are there fewer
         return flat.reshape(-1, k)
     reach = x >= threshold
     surplus = np.count_nonzero(reach, axis=1) - k
-    if surplus.min() < 0:  # NaN ranks highest, and nothing reaches it
-        raise NotFiniteError("the bank must be finite; a score against it is NaN")
     for i in np.flatnonzero(surplus):  # more equals at the k-th place than places: the last ones go
         reach[i, np.flatnonzero(x[i] == threshold[i])[-surplus[i] :]] = False
     return np.flatnonzero(reach).reshape(-1, k)
@@ -221,16 +220,16 @@ def _reaching(x: np.ndarray, k: int) -> np.ndarray:
 def _best_above_a_guess(x: np.ndarray, k: int) -> np.ndarray:
     """The same for long rows, in which only what exceeds a guess is selected from, as in a scan.
 
-    All of a row is, where a guess was too high or not just k reach the k-th.
+    All of a row is, where a guess was too high, more than k reach the k-th, or NaN is among them.
     """
     batch, n = x.shape
     flat = _where(_exceeds, x, _below(x[:, :: stride(n)], n, k)[:, None], k * batch)
     values, ends = np.take(x, flat), np.searchsorted(flat, n * np.arange(batch + 1))
     counts = np.diff(ends)
-    if counts.min() >= k:
+    if counts.min() >= k and not np.isnan(values).any():
         threshold = [np.partition(few, len(few) - k)[len(few) - k] for few in np.split(values, ends[1:-1])]
         kept = np.flatnonzero(values >= np.repeat(np.asarray(threshold, x.dtype), counts))
-        if (np.searchsorted(kept, ends) == k * np.arange(batch + 1)).all():
+        if kept.size == k * batch:  # in no row are there fewer
             return np.take(flat, kept).reshape(batch, k)
     return _reaching(x, k)
 
@@ -269,6 +268,7 @@ def rank(n: int, k: int) -> int:
 
 
 def _guess(task: Task, queries: slice) -> np.ndarray:
+    """From scores against a sample of the rows."""
     n = task.n
     sample = np.empty((queries.stop - queries.start, -(-n // stride(n))), task.dtype)
     task.products(queries, slice(0, n, stride(n)), sample)

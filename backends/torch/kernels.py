@@ -280,7 +280,7 @@ def _search(z: Tensor, bank: Tensor, k: int, budget: int) -> tuple[Tensor, Tenso
         def work(queries: slice, budget: int) -> tuple[Tensor, Tensor]:
             return kernels.nearest.reference(z[queries], bank, k, budget)
 
-        scores, indices = host.apart(_threads, work, z.shape[0], bank.shape[0], k, budget)
+        scores, indices = host.in_shares(_threads, work, z.shape[0], bank.shape[0], k, budget)
         return scores, indices
 
     def reference(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
