@@ -10,6 +10,7 @@ import threading
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -21,6 +22,9 @@ from la_core.errors import DataError, SettingsError
 
 IMAGES = views.ImageView(size=16, degrees=10)
 FEATURES = views.FeatureView(noise=0.5, drop=0.2)
+on_linux = pytest.mark.skipif(
+    sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER, reason="a policy that Linux has by default"
+)
 POSIX = pytest.mark.skipif(os.name != "posix", reason="signals and process groups of POSIX")
 
 
@@ -204,6 +208,33 @@ def test_a_thread_that_runs_on_is_caught():
 
     with pytest.raises(AssertionError):
         law_of_one_ahead(eager)
+
+
+def policies(stand_back):
+    """By which the operating system shares out the cores: for who asks before, for the thread that works, and after."""
+    here = [os.sched_getscheduler(0)]
+    with mock.patch.object(ahead, "stand_back", stand_back):
+        (there,) = ahead.one_ahead(lambda _: os.sched_getscheduler(0), range(1))
+    return [*here, there, os.sched_getscheduler(0)]
+
+
+@on_linux
+def test_the_thread_that_works_ahead_pushes_no_other_aside():
+    usual = os.SCHED_OTHER
+    assert policies(ahead.stand_back) == [usual, os.SCHED_BATCH, usual]
+    assert policies(lambda: None) == [usual, usual, usual]
+
+
+@on_linux
+def test_where_it_may_not_it_works_as_it_is(monkeypatch):
+    def refused(*args):
+        raise PermissionError
+
+    monkeypatch.setattr(os, "sched_setscheduler", refused)
+    assert policies(ahead.stand_back) == [os.SCHED_OTHER] * 3
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert policies(ahead.stand_back) == [os.SCHED_OTHER] * 3
 
 
 def test_the_next_batch_is_made_while_one_is_in_use():

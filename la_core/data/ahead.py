@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 Task = TypeVar("Task")
@@ -23,7 +24,7 @@ def one_ahead(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Gene
     with the generator, whether that is used up, closed, or left by an error; what it is at then is finished first.
     """
     waiting = iter(tasks)
-    with short_turns(), ThreadPoolExecutor(1, "la-core-ahead") as thread:
+    with short_turns(), ThreadPoolExecutor(1, "la-core-ahead", stand_back) as thread:
         for task in waiting:
             coming = thread.submit(function, task)
             break
@@ -35,6 +36,17 @@ def one_ahead(function: Callable[[Task], Result], tasks: Iterable[Task]) -> Gene
             yield result
             del result  # while the next one is awaited, it would be one more
         yield coming.result()
+
+
+def stand_back() -> None:
+    """Let this thread push no other aside when it is woken, on Linux: it waits for its turn on a core.
+
+    Where all cores are at work, the one that has just asked for the next batch would else lose its own to it, in the
+    middle of a step.
+    """
+    if sys.platform == "linux" and os.sched_getscheduler(0) == os.SCHED_OTHER:
+        with suppress(OSError):  # not everybody may
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
 _lock = threading.Lock()
