@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +204,8 @@ def describe(weights: Mapping[str, np.ndarray]) -> tuple[str, dict[str, Any]]:
     if name.startswith("ResNet"):
         found |= {"stem": "small" if first.shape[2] == 3 else "imagenet", "preactivation": "bn5.weight" in weights}
     if name == "SmallCNN":
-        found["blocks"] = len(kernels)
+        at = sorted(int(key.split(".")[1]) for key in kernels)  # each with its norm, a pooling or none, and ReLU
+        found |= {"blocks": len(at), "unpooled": sum(after - one == 3 for one, after in pairwise(at))}
     return name, found
 
 

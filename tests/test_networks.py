@@ -24,6 +24,7 @@ SHALLOW = (1, 1)  # a block as it is, and one at half the size
 SMALL_RESNET = {"dim": 8, "width": 4, "stem": "small"}
 TWINS = {
     "cnn": ("SmallCNN", {"channels": 3, "dim": 8, "width": 4, "whiten": 4}, 17),
+    "cnn-unpooled": ("SmallCNN", {"channels": 3, "dim": 8, "width": 2, "blocks": 3, "unpooled": 1}, 9),
     "perceptron": ("Perceptron", {"sizes": (48, 16, 12, 8), "projection": 12, "whiten": 1}, 4),
     "resnet18": ("ResNet18", {"dim": 8, "width": 4}, 33),
     "resnet50": ("ResNet50", SMALL_RESNET | {"preactivation": True, "momentum": 0.003, "projection": 12}, 9),
@@ -438,6 +439,13 @@ def test_bad_networks_are_refused_in_plain_words():
         for shape in ((2, 1, 7, 9), (2, 8, 8)):
             with pytest.raises(ShapeError, match="at least 8 pixels"):
                 small(made(np.zeros(shape, np.float32)))
+        small = package.SmallCNN(1, 8, 2, unpooled=2, **extra)
+        assert small(made(np.zeros((2, 1, 2, 3), np.float32))).shape == (2, 8)
+        with pytest.raises(ShapeError, match="at least 2 pixels"):
+            small(made(np.zeros((2, 1, 1, 3), np.float32)))
+        for unpooled in (-1, 4):
+            with pytest.raises(RangeError, match="unpooled must be between 0 and 3, all convolutions but the last"):
+                package.SmallCNN(1, 8, 2, unpooled=unpooled, **extra)
     (mine, _), (theirs, _) = encoders("torchvision-alexnet")
     with pytest.raises(ShapeError, match="at least 63 pixels"):
         mine.apply(torch.zeros(2, 3, 63, 62, dtype=torch.float64))

@@ -171,7 +171,8 @@ def _check_least(x: Array, size: int) -> None:
 class SmallCNN(nnx.Module):
     """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean.
 
-    For images of about 24 to 96 pixels. A larger one wants a ResNet.
+    For images of about 24 to 96 pixels. A larger one wants a ResNet. The first ``unpooled`` of them keep the size, for
+    things of few pixels: it takes two or three times as long, and learns in fewer epochs.
     """
 
     initial: ClassVar[str] = "uniform"
@@ -183,18 +184,21 @@ class SmallCNN(nnx.Module):
         width: int = 32,
         blocks: int = 4,
         *,
+        unpooled: int = 0,
         projection: int | None = None,
         whiten: int = 0,
         rngs: nnx.Rngs,
     ) -> None:
+        check.count("unpooled", unpooled, blocks - 1, "all convolutions but the last", least=0)
         body: list[Layer] = []
         for block in range(blocks):
             out = width * 2**block
             body += [_conv(channels, out, 3, rngs), _norm(rngs)(out), nnx.relu]
-            body.append(_halved if block < blocks - 1 else _mean)
+            if unpooled <= block < blocks - 1:
+                body.append(_halved)
             channels = out
-        self.body = nnx.Sequential(*body)
-        self.least = 2 ** (blocks - 1)
+        self.body = nnx.Sequential(*body, _mean)
+        self.least = 2 ** (blocks - 1 - unpooled)
         self.head = _head(channels, dim, projection, whiten, rngs)
 
     def features(self, x: Array) -> Array:

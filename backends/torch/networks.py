@@ -103,7 +103,8 @@ def _check_least(x: Tensor, size: int) -> None:
 class SmallCNN(nn.Module):
     """3 x 3 convolutions with batch norm, each at half the size and twice the width; global mean.
 
-    For images of about 24 to 96 pixels. A larger one wants a ResNet.
+    For images of about 24 to 96 pixels. A larger one wants a ResNet. The first ``unpooled`` of them keep the size, for
+    things of few pixels: it takes two or three times as long, and learns in fewer epochs.
     """
 
     initial: ClassVar[str] = "uniform"
@@ -115,21 +116,22 @@ class SmallCNN(nn.Module):
         width: int = 32,
         blocks: int = 4,
         *,
+        unpooled: int = 0,
         projection: int | None = None,
         whiten: int = 0,
     ) -> None:
         super().__init__()
+        check.count("unpooled", unpooled, blocks - 1, "all convolutions but the last", least=0)
         body: list[nn.Module] = []
         for block in range(blocks):
             out = width * 2**block
             body += [_conv(channels, out, 3), nn.BatchNorm2d(out)]
-            if block < blocks - 1:  # ReLU of a maximum is the maximum of ReLU, at a quarter of the places
-                body += [nn.MaxPool2d(2), nn.ReLU(inplace=True)]
-            else:
-                body += [nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1)]
+            if unpooled <= block < blocks - 1:  # ReLU of a maximum is the maximum of ReLU, at a quarter of the places
+                body.append(nn.MaxPool2d(2))
+            body.append(nn.ReLU(inplace=True))
             channels = out
-        self.body = nn.Sequential(*body, nn.Flatten())
-        self.least = 2 ** (blocks - 1)
+        self.body = nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.least = 2 ** (blocks - 1 - unpooled)
         self.head = _head(channels, dim, projection, whiten)
         _channels_last(self)
 
