@@ -31,8 +31,8 @@ DIM = 64
 
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
-    """Four convolutions."""
-    return encoder(SmallCNN(shape[0], DIM, width=16, whiten=WHITEN, rngs=nnx.Rngs(0)), backend, settings)
+    """Four convolutions, of which the first keeps the size: things may be few pixels large."""
+    return encoder(SmallCNN(shape[0], DIM, width=12, unpooled=1, whiten=WHITEN, rngs=nnx.Rngs(0)), backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
