@@ -31,8 +31,10 @@ DIM = 64
 
 
 def cnn(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:
-    """Four convolutions, of which the first keeps the size: things may be few pixels large."""
-    return encoder(SmallCNN(shape[0], DIM, width=12, unpooled=1, whiten=WHITEN, rngs=nnx.Rngs(0)), backend, settings)
+    """Four convolutions, of which the first keeps the size of small images: things may be few pixels large."""
+    width, unpooled = (12, 1) if shape[-1] <= 32 else (16, 0)
+    module = SmallCNN(shape[0], DIM, width=width, unpooled=unpooled, whiten=WHITEN, rngs=nnx.Rngs(0))
+    return encoder(module, backend, settings)
 
 
 def perceptron(backend: Backend, settings: Settings, shape: tuple[int, ...]) -> JaxEncoder:

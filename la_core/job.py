@@ -295,11 +295,12 @@ class _Job:
         return Recipe(make, chosen.settings, chosen.view)
 
     def _settings(self, n: int) -> Settings:
-        options, settings = self.options, _asked(self.options, self.recipe.settings)
-        if options.data is None or getattr(options, "preset", None):
-            return settings
-        sized = small(n)  # the recipe's numbers are those of the digits
-        return replace(settings, knn_k=None, n_background=sized.n_background, n_clusters=sized.n_clusters)
+        options, recipe = self.options, self.recipe.settings
+        if options.data is not None and not getattr(options, "preset", None):
+            sized = small(n)  # the recipe's numbers are those of the digits
+            names = "epochs", "warmup_epochs", "n_background", "n_clusters"
+            recipe = replace(recipe, knn_k=None, **{name: getattr(sized, name) for name in names})
+        return _asked(options, recipe)
 
 
 class _Table(Callback):

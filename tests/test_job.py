@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from la_core import digits, job
 from la_core.errors import Terminated
 from la_core.folder import read_metrics
 from la_core.mlp import MLP
+from la_core.presets import small
 from la_core.settings import Settings
 
 SETTINGS = Settings(epochs=4, warmup_epochs=2, optimizer="adam", learning_rate=1e-3, knn_k=5)
@@ -25,7 +27,8 @@ def perceptron(backend, settings, shape):
 
 
 def call(*options):
-    return job.main("numpy", {"mlp": job.Recipe(perceptron, SETTINGS)}, [str(option) for option in options])
+    given = ["--epochs", "4", *map(str, options)]
+    return job.main("numpy", {"mlp": job.Recipe(perceptron, SETTINGS)}, given)
 
 
 def test_no_original_is_on_both_sides_and_every_digit_is_on_its_canvas():
@@ -65,6 +68,23 @@ def test_a_folder_with_classes_gives_a_table_and_pictures(tmp_path, capsys):
     for picture in ("curves.png", "neighbours.png"):
         with Image.open(tmp_path / "run" / picture) as image:
             assert image.width > 300
+
+
+def test_images_of_ones_own_get_the_numbers_of_the_preset_and_not_those_of_the_digits(tmp_path, monkeypatch):
+    def settings(*given):
+        found = []
+        monkeypatch.setattr(job, "train", lambda *args, settings, **kwargs: found.append(settings) or sys.exit(7))
+        with pytest.raises(SystemExit):
+            job.main("numpy", {"mlp": job.Recipe(perceptron, replace(SETTINGS, n_clusters=3))}, [*map(str, given)])
+        (one,) = found
+        return one.epochs, one.warmup_epochs, one.n_clusters, one.n_background
+
+    np.savez(tmp_path / "x.npz", images=np.zeros((100, 10, 10), np.uint8))
+    own = ("--data", tmp_path / "x.npz", "--size", 10, "--out", tmp_path / "run")
+    assert settings("--out", tmp_path / "digits")[:3] == (4, 2, 3)
+    preset = small(100)
+    assert settings(*own) == (preset.epochs, preset.warmup_epochs, preset.n_clusters, preset.n_background)
+    assert settings(*own, "--epochs", 6)[:2] == (6, 3)
 
 
 def test_an_npz_without_labels_runs_and_says_that_there_is_no_accuracy(tmp_path, capsys):
