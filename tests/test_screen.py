@@ -188,6 +188,31 @@ def test_the_budget_does_not_change_the_answer(budget):
         assert_same(ours.numpy(), theirs.numpy())
 
 
+@contextmanager
+def cpu(name, bfloat16=True, amx=False):
+    """PyTorch takes it for the CPU that it runs on."""
+    with (
+        mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=bfloat16),
+        mock.patch.object(torch.cpu, "_is_amx_tile_supported", return_value=amx),
+        mock.patch.object(torch.cpu, "get_capabilities", create=True, return_value={"cpu_name": name}),
+    ):
+        yield
+
+
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "amx", "pays"),
+    [
+        ("AMD EPYC", True, False, True),
+        ("AMD EPYC", False, False, False),
+        ("Intel Xeon", True, False, False),
+        ("Intel Xeon", True, True, True),
+    ],
+)
+def test_on_which_cpu_it_pays(name, bfloat16, amx, pays):
+    with cpu(name, bfloat16, amx):
+        assert screen.pays(torch.ones((64, 2)), torch.ones((20_000, 2)), 10) == pays
+
+
 def test_at_its_own_size_it_agrees_with_the_reference():
     """Where the CPU has the instructions; elsewhere the same in longer time. Without a screen no scan would pay."""
     rng = np.random.default_rng(0)
@@ -200,10 +225,7 @@ def test_at_its_own_size_it_agrees_with_the_reference():
         looked.append(not self._in_vain)
         return found
 
-    with (
-        mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=True),
-        mock.patch.object(screen.Screen, "__call__", counting),
-    ):
+    with cpu("AMD"), mock.patch.object(screen.Screen, "__call__", counting):
         assert screen.pays(z, bank, k)
         assert not scan.pays(len(bank), k)
         scores, found = la_core.nearest(z, bank, k)
@@ -221,7 +243,7 @@ def test_at_its_own_size_it_agrees_with_the_reference():
 )
 def test_where_it_does_not_pay(dtype, queries, k, monkeypatch):
     z, bank = torch.ones((queries, 2), dtype=dtype), torch.ones((20_000, 2), dtype=dtype)
-    with mock.patch.object(torch.cpu, "_is_avx512_bf16_supported", return_value=True):
+    with cpu("AMD"):
         assert not screen.pays(z, bank, k)
         assert screen.pays(torch.ones((64, 2)), torch.ones((20_000, 2)), 10)
         monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)  # what is left is slower than float32
