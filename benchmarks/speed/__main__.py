@@ -49,7 +49,12 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--large", action="store_true", help="the rows " + ", ".join(LARGE))
     parser.add_argument("--scale", type=float, default=1.0, help="of N, m and k")
-    parser.add_argument("--repeats", type=int, default=5, help="of those that take at most ten seconds; others 3 or 2")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        default=5,
+        help="of those that take at most ten seconds, twice as many of search and steps; others 3 or 2",
+    )
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--timeout", type=float, help="seconds of one run: 600, or 7200 for large rows")
     parser.add_argument("--bank", type=Path, metavar="FILE.npy", help="rows of a bank from a trained encoder")
