@@ -9,9 +9,10 @@ Writes benchmarks/speed.json, benchmarks/speed.txt and docs/speed.png; rows that
 another scale nothing is written, unless --out says where.
 
 Every contender has a process of its own, the same cores and the same number of threads, and all take turns: a warm-up,
-then five runs, three where one takes more than ten seconds, two above 25. Answers are compared. faiss's wheel
-carries an OpenBLAS that does not know CPUs with AVX-512 made since, and takes kernels for SSE3, four times as slow: its
-processes are started with OPENBLAS_CORETYPE=SkylakeX where the CPU has AVX-512 and the variable is not set.
+then five runs, ten of search and steps, three where one takes more than ten seconds, two above 25. Answers are
+compared. faiss's wheel carries an OpenBLAS that does not know CPUs with AVX-512 made since, and takes kernels for SSE3,
+four times as slow: its processes are started with OPENBLAS_CORETYPE=SkylakeX where the CPU has AVX-512 and the variable
+is not set.
 
 Needs Linux for the peaks of memory, and up to 10 GB of it. Nothing else should run meanwhile.
 """
@@ -53,7 +54,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
         "--repeats",
         type=int,
         default=5,
-        help="of those that take at most ten seconds, twice as many of search and steps; others 3 or 2",
+        help="of clusterings of at most ten seconds",
     )
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--timeout", type=float, help="seconds of one run: 600, or 7200 for large rows")

@@ -149,9 +149,8 @@ LARGE = {
 
 def carry_out(row: Row, plan: Plan) -> dict[str, Any]:
     """Measure a row: plain numbers, to be kept."""
-    plan = replace(
-        plan, repeats=row.repeats or plan.repeats * row.often, slow_repeats=row.slow_repeats or plan.slow_repeats
-    )
+    repeats, slow_repeats = row.repeats or plan.repeats * row.often, row.slow_repeats or plan.slow_repeats
+    plan = replace(plan, repeats=repeats, slow_repeats=slow_repeats)
     points = [measure(row.contenders, problem, plan) for problem in row.problems()]
     present = [c for c in row.contenders if c.present]
     return {
