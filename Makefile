@@ -60,7 +60,7 @@ bench: $(READY)  ## how fast search, step and clustering are, beside other libra
 	@$(PIP) --group bench
 	PYTHONPATH=benchmarks $(BIN)/python -m speed
 
-bench-large: $(READY)  ## clusterings of the size of ImageNet, once each (an hour)
+bench-large: $(READY)  ## clusterings of the size of ImageNet, once each (half an hour to an hour)
 	@$(PIP) --group bench
 	PYTHONPATH=benchmarks $(BIN)/python -m speed --large
 

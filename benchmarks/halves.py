@@ -13,6 +13,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 
 
 def main() -> None:
@@ -23,8 +24,8 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=128)
     options = parser.parse_args()
     blocks = options.rows // 4096, 4096, options.dim
-    for library, calls in (("torch", of_torch(blocks, options.threads)), ("jax", of_jax(blocks))):
-        seconds = {name: min(timed(call) for _ in range(7)) for name, call in calls.items()}
+    for library, of in (("torch", partial(of_torch, threads=options.threads)), ("jax", of_jax)):
+        seconds = {name: min(timed(call) for _ in range(7)) for name, call in of(blocks).items()}
         for name, s in seconds.items():
             print(f"{library:<6}{name:<40}{s * 1e3:8.0f} ms  {seconds['float32'] / s:5.2f}x")
 
