@@ -50,12 +50,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--large", action="store_true", help="the rows " + ", ".join(LARGE))
     parser.add_argument("--scale", type=float, default=1.0, help="of N, m and k")
-    parser.add_argument(
-        "--repeats",
-        type=int,
-        default=5,
-        help="of clusterings of at most ten seconds",
-    )
+    parser.add_argument("--repeats", type=int, default=5, help="twice as many of search and steps, 3 or 2 of slow ones")
     parser.add_argument("--threads", type=int, default=cores())
     parser.add_argument("--timeout", type=float, help="seconds of one run: 600, or 7200 for large rows")
     parser.add_argument("--bank", type=Path, metavar="FILE.npy", help="rows of a bank from a trained encoder")
