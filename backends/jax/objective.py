@@ -26,7 +26,8 @@ def local_aggregation_loss(
 
     Arguments and errors are those of :func:`la_core.local_aggregation`. Under ``jax.jit`` the keyword arguments are
     static, and traced values cannot be checked: check ``indices`` before they go in, since JAX clamps in silence.
-    After the gradient, ``la_core.update`` moves the bank; it may be jitted with the step.
+    After the gradient, ``la_core.update`` moves the bank: in place where it is compiled by itself with
+    ``donate_argnums=0``. In one ``jax.jit`` with the loss XLA copies the bank first, which takes as long as the search.
     """
     _door(z, bank, indices, temperature)
     z = kernels.like(z, bank)  # half precision is left before the cotangent

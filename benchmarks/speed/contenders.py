@@ -92,8 +92,11 @@ def search_float32(problem: Problem, x: Inputs) -> Work:
 
 
 def waited(x: Any) -> Any:
-    """The same, when it is there: JAX gives an array before it is computed."""
-    return x.block_until_ready() if hasattr(x, "block_until_ready") else x
+    """The same, when all of it is there: JAX gives an array before it is computed."""
+    for part in x if isinstance(x, tuple) else (x,):
+        if hasattr(part, "block_until_ready"):
+            part.block_until_ready()
+    return x
 
 
 def search_torch(problem: Problem, x: Inputs) -> Work:
@@ -163,18 +166,20 @@ def blocked_product(problem: Problem, x: Inputs) -> Work:
 # The whole step ------------------------------------------------------------------------------------------------------
 
 
-def step(problem: Problem, x: Inputs) -> Work:
-    """Ours: loss and cotangent in one evaluation, then the update."""
-    backend = la_core.backend("torch")
+def step(problem: Problem, x: Inputs, library: str = "torch") -> Work:
+    """Ours, as a run makes it: loss and cotangent in one evaluation, then the update."""
+    backend = la_core.backend(library)
     z, indices = backend.asarray(x["z"]), backend.asarray(x["indices"])
     state = la_core.State(backend.asarray(x["bank"]), backend.asarray(x["labels"]))
-    objective = partial(la_core.local_aggregation_and_cotangent, n_background=problem.k, temperature=TEMPERATURE)
+    settings = {"n_background": problem.k, "temperature": TEMPERATURE}
+    objective = backend.compile(partial(la_core.local_aggregation_and_cotangent, **settings))
+    update = backend.compile(la_core.update, consumes=(0,))
 
     def run(_: int) -> Any:
         nonlocal state
         loss, cotangent = objective(z, state, indices)
-        state = la_core.update(state, indices, z)
-        return loss, cotangent, state.bank
+        state = update(state, indices, z)
+        return waited((loss, cotangent, state.bank))
 
     return Work(run, partial(of_step, indices=x["indices"]))
 
@@ -195,6 +200,27 @@ def step_module(problem: Problem, x: Inputs) -> Work:
         loss = criterion(output, indices)
         loss.backward()
         return loss.detach(), output.grad, criterion.bank
+
+    return Work(run, partial(of_step, indices=x["indices"]))
+
+
+def step_in_jax(problem: Problem, x: Inputs) -> Work:
+    """Ours, as a loss in a loop of the user's own, which JAX differentiates; the update compiled by itself."""
+    import jax
+
+    from la_core.backends.jax import local_aggregation_loss
+
+    z, indices = (jax.numpy.array(x[name]) for name in ("z", "indices"))
+    state = la_core.State(*(jax.numpy.array(x[name]) for name in ("bank", "labels")))
+    loss = partial(local_aggregation_loss, n_background=problem.k, temperature=TEMPERATURE)
+    differentiated = jax.jit(jax.value_and_grad(loss))
+    update = jax.jit(la_core.update, donate_argnums=0)
+
+    def run(_: int) -> Any:
+        nonlocal state
+        value, cotangent = differentiated(z, *state, indices)
+        state = update(state, indices, z)
+        return waited((value, cotangent, state.bank))
 
     return Work(run, partial(of_step, indices=x["indices"]))
 
@@ -315,6 +341,8 @@ STEP = (
     Contender(OURS, step, package="torch"),
     Contender("published arithmetic", step_published, OURS, "torch"),
     Contender("la_core as a torch module", step_module, OURS, "torch"),
+    Contender("la_core, jax", partial(step, library="jax"), package="jax"),
+    Contender("la_core in a loop of JAX", step_in_jax, "la_core, jax", "jax"),
 )
 FAISS = Contender("faiss Clustering", clusters_faiss, OURS, "faiss", one_by_one=True)
 COLD = (Contender(OURS, clusters, package="torch"), FAISS)
