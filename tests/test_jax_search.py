@@ -135,12 +135,13 @@ def test_nan_in_a_large_bank_is_refused():
         la_core.nearest(jnp.ones((2, 2)), bank, 5)
 
 
-def test_at_its_own_size_it_agrees_with_the_reference():
+@pytest.mark.parametrize(("batch", "n", "k"), [(5, ours.LEAST + 77, 900), (55, ours.FEW + 777, 600)])
+def test_at_its_own_size_it_agrees_with_the_reference(batch, n, k):
+    assert ours.pays(batch, n, k)
     rng = np.random.default_rng(0)
-    n, k = ours.LEAST + 77, 900
-    z, bank = (unit_rows(rng, rows, 16).astype(np.float32) for rows in (5, n))
+    z, bank = (unit_rows(rng, rows, 16).astype(np.float32) for rows in (batch, n))
     want = kernels.nearest.reference(z, bank, k)
-    weights = jnp.asarray(rng.standard_normal((5, k)), jnp.float32)
+    weights = jnp.asarray(rng.standard_normal((batch, k)), jnp.float32)
 
     def loss(z, bank):
         scores, indices = kernels.nearest(z, bank, k)
@@ -153,6 +154,12 @@ def test_at_its_own_size_it_agrees_with_the_reference():
     np.testing.assert_allclose(np.sort(scores), np.sort(want[0]), rtol=0, atol=1e-6)
     rows = bank[np.asarray(indices)].astype(np.float64)
     np.testing.assert_allclose(gradient, np.einsum("bk,bkd->bd", weights, rows), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(("batch", "n", "k"), [(8, 50_000, 2048), (128, 2048, 256), (128, 16_384, 4096)])
+def test_where_it_does_not_pay(batch, n, k):
+    """Little is wanted in all, the bank is small, or much of it is wanted."""
+    assert not ours.pays(batch, n, k)
 
 
 @pytest.mark.parametrize(

@@ -142,7 +142,9 @@ def _merged(z: Array, bank: Array, k: int, budget: int) -> Pair:
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _nearest(z: Array, bank: Array, k: int, budget: int) -> Pair:
     n, merged = bank.shape[0], partial(_merged, k=k, budget=budget)
-    branches: dict[str, Callable[..., Any]] = {"cpu": partial(scanned, k=k, budget=budget)} if pays(n, k) else {}
+    branches: dict[str, Callable[..., Any]] = {}
+    if pays(z.shape[0], n, k):
+        branches["cpu"] = partial(scanned, k=k, budget=budget)
     if n >= gpu.SHARE * k and bank.dtype == z.dtype:
 
         def fused(z: Array, bank: Array) -> Any:

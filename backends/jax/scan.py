@@ -30,6 +30,8 @@ Pair: TypeAlias = tuple[Array, Array]
 
 LEAST, PART = 2**16, 8
 """Rows of a bank, and how many times as many as are wanted, from which on this is faster on a CPU."""
+FEW, WANTED = 2**12, 2**15
+"""Fewer rows do, where all queries together want so many: a selection by sorting takes longer for each."""
 SAMPLE, SHARE = 16_384, 8
 """Rows of the sample, but no more than one in so many."""
 SCORES, QUERIES, ROWS = 2**18, 256, 1024
@@ -56,9 +58,9 @@ _Progress: TypeAlias = tuple[_Table, Array]
 """And the row that is next."""
 
 
-def pays(n: int, k: int) -> bool:
-    """Whether this is worth it: a large bank, of which a small part is wanted."""
-    return n >= max(LEAST, PART * k)
+def pays(batch: int, n: int, k: int) -> bool:
+    """Whether this is worth it: a bank that is large, or much wanted in all, but a small part of it for a query."""
+    return n >= PART * k and (n >= LEAST or (n >= FEW and batch * k >= WANTED))
 
 
 def scanned(z: Array, bank: Array, k: int, budget: int) -> Pair:
